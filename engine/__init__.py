@@ -1,0 +1,1 @@
+"""Loads a model and generates tokens: types, scheduler, model, loop, and the Backend that others talk to."""

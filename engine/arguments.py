@@ -1,0 +1,220 @@
+"""The command line's grammar: `parse(argv)` gives a command and its settings, all sources merged.
+
+Imports nothing heavy: `lmtop --help` answers before torch or textual could even be found on disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, NoReturn
+
+from . import settings
+from .config import EngineConfig
+from .settings import CHAT, ENGINE, GENERATE, HISTORY, MODELS, OUTPUT, SAMPLING, TOP, UI, Setting
+from .types import GREEDY, SamplingParams, UsageError
+
+_START = (*ENGINE, *SAMPLING, *UI, *HISTORY, *MODELS)  # flags of the start screen, without a command
+COMMANDS = {
+    "chat": ("chat with MODEL, with live gauges", (*CHAT, *_START)),
+    "generate": (
+        "one reply to standard output, for scripts and pipes",
+        (*GENERATE, *OUTPUT, *ENGINE, *SAMPLING, *MODELS),
+    ),
+    "top": ("the monitor alone: GPUs, memory, processes", (*OUTPUT, *UI, *TOP)),
+    "list": ("the models found on this machine", (*OUTPUT, *MODELS)),
+    "doctor": ("what this machine offers lmtop, and what is missing", (*OUTPUT, *MODELS, *HISTORY)),
+}
+
+
+USAGE = {"chat": " MODEL", "generate": " MODEL [PROMPT]"}
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """A parsed command line. `values` holds every setting by name, whichever source it came from; `extra` the
+    input of `generate`: prompt and prompt_ids."""
+
+    command: str  # "" is the start screen
+    model: str | None
+    values: dict[str, Any]
+    extra: dict[str, Any]
+
+    def engine_config(self, model: str | None = None) -> EngineConfig:
+        """The engine's part, for `model` or the one on the command line. UsageError names a bad value."""
+        v = self.values
+        return EngineConfig(
+            model=model or self.model or "",
+            device=v["device"],
+            dtype=v["dtype"],
+            session_len=v["session_len"],
+            max_batch_size=v["max_batch_size"],
+            cache_max_entry_count=v["cache_max_entry_count"],
+            cache_bytes=v["cache_size"],
+            cache_block_seq_len=v["cache_block_seq_len"],
+            max_prefill_token_num=v["max_prefill_token_num"],
+            prefix_caching=v["prefix_caching"],
+            threads=v["threads"],
+            folders=tuple(v["folders"]),
+        )
+
+    def sampling(self) -> SamplingParams:
+        """The sampling part. `greedy` overrides temperature and filters."""
+        v = self.values
+        greedy = v["greedy"]
+        return SamplingParams(
+            temperature=GREEDY.temperature if greedy else v["temperature"],
+            top_k=0 if greedy else v["top_k"],
+            top_p=1.0 if greedy else v["top_p"],
+            min_p=0.0 if greedy else v["min_p"],
+            repetition_penalty=v["repetition_penalty"],
+            presence_penalty=v["presence_penalty"],
+            frequency_penalty=v["frequency_penalty"],
+            seed=v["seed"],
+            max_new_tokens=v["max_new_tokens"],
+            stop=tuple(v["stop"]),
+            logit_bias=tuple(v["logit_bias"]),
+        )
+
+
+def installed_version() -> str:
+    """The version of the installed package; a checkout that is only on PYTHONPATH has none."""
+    try:
+        return version("lmtop")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        if message.startswith("argument COMMAND: invalid choice"):  # most likely the name of a model
+            message += "; to talk to a model: `lmtop chat MODEL`"
+        raise UsageError(message)
+
+
+class _Help(argparse.HelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34, width=100)
+
+
+def parse(argv: Sequence[str]) -> Options:
+    """Flags, environment and config.toml, merged. UsageError for anything wrong; --help and --version exit."""
+    literal = argv.index("--") if "--" in argv else len(argv)
+    arguments = [*map(_dashes, argv[:literal]), *argv[literal:]]
+    parser, commands = _parsers()
+    known, rest = parser.parse_known_args(arguments)
+    space = vars(known)
+    command = space.pop("command") or ""
+    if rest := _late_prompt(space, rest, argv[literal + 1 :]):
+        commands.get(command, parser).error(f"unrecognized arguments: {' '.join(rest)}")
+    extra: dict[str, Any] = {name: space.pop(name) for name in ("prompt", "prompt_ids") if name in space}
+    model = space.pop("model", None)
+    values = {setting.name: setting.default for setting in settings.ALL}
+    values |= settings.from_file(settings.config_path())
+    values |= settings.from_environment()
+    for setting in settings.ALL:
+        given = space.get(setting.name)
+        if given is not None:
+            values[setting.name] = _parsed(setting, given)
+    return Options(command, model, values, extra)
+
+
+def _parsed(setting: Setting, given: Any) -> Any:
+    if isinstance(given, bool):
+        return given
+    if setting.many:
+        return tuple(settings.parse(setting, text, setting.flag)[0] for text in given)
+    return settings.parse(setting, given, setting.flag)
+
+
+def _late_prompt(space: dict[str, Any], rest: list[str], literal: Sequence[str]) -> list[str]:
+    """Take PROMPT from what argparse left over, which is where it ends up behind a flag: `generate MODEL --raw
+    PROMPT`. `literal` is what came after `--`. Returns what is left over still."""
+    rest = [argument for argument in rest if argument != "--"]
+    if space.get("prompt", "") is None and rest and (rest[0] in literal or not rest[0].startswith("-")):
+        space["prompt"] = rest.pop(0)
+    return rest
+
+
+def _dashes(argument: str) -> str:
+    """LMDeploy's users know both spellings: --session_len is --session-len."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-") + equals + value
+
+
+def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The whole grammar, and that of each command."""
+    top = _Parser(
+        prog="lmtop",
+        description="Chat with a local LLM and watch the machine it runs on, in one terminal.",
+        epilog="MODEL is a local Hugging Face directory, a hub id such as owner/name, or `demo` (built in). "
+        f"Every flag but --prompt-ids, which is input, is also a key in {settings.config_path()} and a variable "
+        "LMTOP_NAME. "
+        "`lmtop COMMAND --help` lists the flags of a command.",
+        formatter_class=_Help,
+        allow_abbrev=False,
+    )
+    top.add_argument("--version", action="version", version=f"lmtop {installed_version()}")
+    top.set_defaults(command="")
+    for setting in _START:
+        _add(top, setting, hidden=True)
+    choices = top.add_subparsers(dest="command", metavar="COMMAND", required=False)
+    commands: dict[str, argparse.ArgumentParser] = {}
+    for name, (help_text, used) in COMMANDS.items():
+        command = commands[name] = choices.add_parser(
+            name,
+            help=help_text,
+            description=f"{help_text[0].upper()}{help_text[1:]}.",
+            usage=f"lmtop {name} [FLAG ...]{USAGE.get(name, '')}",
+            formatter_class=_Help,
+            allow_abbrev=False,
+        )
+        _own_arguments(name, command)
+        for setting in used:
+            _add(command, setting)
+    return top, commands
+
+
+def _own_arguments(name: str, command: argparse.ArgumentParser) -> None:
+    if name in ("chat", "generate"):
+        command.add_argument("model", metavar="MODEL", help="a directory, a hub id, or demo")
+    if name == "generate":
+        command.add_argument(
+            "prompt", metavar="PROMPT", nargs="?", help="the prompt (default: standard input)"
+        )
+        command.add_argument("--prompt-ids", metavar="1,2,3", help="token ids in place of text")
+
+
+def _add(parser: argparse.ArgumentParser, setting: Setting, hidden: bool = False) -> None:
+    default = setting.default
+    shown = (
+        setting.help
+        if default in (None, "", ()) or isinstance(default, bool)
+        else f"{setting.help} ({default})"
+    )
+    help_text = argparse.SUPPRESS if hidden else shown.replace("%", "%%")
+    flags = (setting.flag, *setting.aliases)
+    if setting.kind is bool:
+        parser.add_argument(
+            *flags,
+            dest=setting.name,
+            action=argparse.BooleanOptionalAction,
+            default=argparse.SUPPRESS,
+            help=help_text,
+        )
+        return
+    choices = "{" + ",".join(map(str, setting.choices)) + "}" if setting.choices else ""
+    parser.add_argument(
+        *flags,
+        dest=setting.name,
+        action="append" if setting.many else "store",
+        default=argparse.SUPPRESS,
+        metavar=choices or setting.metavar or "VALUE",
+        help=help_text,
+    )

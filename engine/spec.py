@@ -1,0 +1,148 @@
+"""The front door to a model directory: `read_spec` tells everything that can be known without reading a weight.
+
+Standard library only and quick (headers are read, no tensor), so that dialogs and lists can call it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .architecture import Rope, Spec, kv_bytes_per_token, refuse, spec_from_config
+from .checkpoint import StoredTensor, check_directory, read_tensors
+from .families import BY_MODEL_TYPE, HARMLESS, NEEDS, NEUTRAL, Family
+from .hfconfig import CONFIG_CAP, ConfigReader, read_json, shown
+from .roles import Placed, assign_roles
+from .types import ModelError
+
+__all__ = ["ModelFiles", "Rope", "Spec", "kv_bytes_per_token", "read_spec"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """A model directory that can be loaded: everything knowable without reading a weight.
+
+    `family` is the model_type, `layout` how it stores tensors and `placed` the role of each.
+    `parameters` counts elements of the decoder, `stored_bytes` their size in the files, `dtype` is the stored
+    type of most of them ("float32", "bfloat16", ...), `widest` the longest activation row of a layer in
+    elements, `digest` an identity of the checkpoint. `notices` are for the user, once.
+    """
+
+    directory: Path
+    family: str
+    layout: Family
+    spec: Spec
+    config: Mapping[str, Any]
+    generation: Mapping[str, Any]
+    eos_ids: tuple[int, ...]
+    placed: tuple[Placed, ...]
+    parameters: int
+    stored_bytes: int
+    widest: int
+    digest: str
+    dtype: str
+    notices: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Interpretation:
+    """What config.json alone tells. `tie` is its word on a shared head, None where it says nothing."""
+
+    family: Family
+    spec: Spec
+    eos_ids: tuple[int, ...]
+    tie: bool | None
+    notices: tuple[str, ...]
+
+
+def interpret(config: Mapping[str, Any]) -> Interpretation:
+    """Understand a config.json completely, or raise ModelError naming the key that is not."""
+    reader = ConfigReader(config)
+    notices: list[str] = []
+    family = _family(reader)
+    spec = spec_from_config(reader, family, notices)
+    eos_ids = reader.ids("eos_token_id")
+    says_tie = reader.raw("tie_word_embeddings")[1] is not None
+    tie = reader.boolean("tie_word_embeddings") if says_tie else None
+    if reader.raw("auto_map")[1] is not None:
+        notices.append("The model brings its own code (auto_map): it is ignored, never run.")
+    reader.audit(HARMLESS, NEUTRAL)
+    return Interpretation(family, spec, eos_ids, tie, tuple(notices))
+
+
+def read_spec(directory: Path) -> ModelFiles:
+    """Read and check a model directory. Raises ModelError naming the file and key or tensor."""
+    check_directory(directory)
+    config = read_json(directory / "config.json", CONFIG_CAP)
+    told = interpret(config)
+    family = told.family
+    generation_path = directory / "generation_config.json"
+    generation = read_json(generation_path, CONFIG_CAP) if generation_path.exists() else {}
+    eos = dict.fromkeys(told.eos_ids + ConfigReader(generation, generation_path.name).ids("eos_token_id"))
+    tensors = read_tensors(directory)
+    placed, spec = assign_roles(told.spec, family, tensors, told.tie)
+    used = [item.tensor for item in placed]
+    return ModelFiles(
+        directory=directory,
+        family=family.model_types[0],
+        layout=family,
+        spec=spec,
+        config=config,
+        generation=generation,
+        eos_ids=tuple(token for token in eos if token < spec.vocab),
+        placed=placed,
+        parameters=sum(math.prod(tensor.shape) for tensor in used),
+        stored_bytes=sum(tensor.nbytes for tensor in used),
+        widest=_widest(spec, placed),
+        digest=_digest(config, used),
+        dtype=_main_dtype(used),
+        notices=told.notices,
+    )
+
+
+def _widest(spec: Spec, placed: tuple[Placed, ...]) -> int:
+    downs = [place.tensor.shape[1] for place in placed if place.role == "down" and place.part == "weight"]
+    return max(2 * max(downs), (spec.heads + 2 * spec.kv_heads) * spec.head_dim)
+
+
+def _digest(config: Mapping[str, Any], tensors: list[StoredTensor]) -> str:
+    """Identity of a checkpoint without reading it: configuration, headers, and each shard's size and time."""
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for tensor in tensors:
+        digest.update(
+            f"{tensor.name} {tensor.dtype} {tensor.shape} {tensor.offset}\n".encode("utf-8", "replace")
+        )
+    for path in sorted({tensor.path for tensor in tensors}):
+        info = path.stat()
+        digest.update(f"{info.st_size} {info.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _main_dtype(tensors: list[StoredTensor]) -> str:
+    size: dict[str, int] = {}
+    for tensor in tensors:
+        size[tensor.dtype] = size.get(tensor.dtype, 0) + tensor.nbytes
+    names = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+    return names[max(size, key=lambda dtype: size[dtype])]
+
+
+def _family(reader: ConfigReader) -> Family:
+    name = reader.string("model_type", default="")
+    if not name:
+        raise ModelError("config.json: model_type: missing")
+    quantization = reader.mapping("quantization_config", "compression_config")
+    if name not in BY_MODEL_TYPE:
+        feature = NEEDS.get(name)
+        raise refuse(name, f" (needs {feature})" if feature else "")
+    if quantization is not None:
+        method = quantization.get("quant_method", "unknown")
+        raise ModelError(
+            f"config.json: quantization_config: {shown(method, 40)} weights cannot be loaded yet; "
+            "use the unquantised checkpoint"
+        )
+    return BY_MODEL_TYPE[name]

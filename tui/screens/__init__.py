@@ -1,0 +1,1 @@
+"""Whole screens; the stylesheet of each lies beside it."""
