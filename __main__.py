@@ -55,6 +55,14 @@ def _dispatch(argv: Sequence[str]) -> int:
             from .tui.doctor import run_doctor
 
             return run_doctor(options)
+        case "kernels":
+            from .engine.kernels_command import run_kernels
+
+            return run_kernels(options)
+        case "bench":
+            from .engine.bench import run_bench
+
+            return run_bench(options)
         case "top" if options.values["json"]:
             from .tui.screens.top import top_json
 

@@ -17,6 +17,12 @@ from .config import EngineConfig
 from .settings import CHAT, ENGINE, GENERATE, HISTORY, MODELS, OUTPUT, SAMPLING, TOP, UI, Setting
 from .types import GREEDY, SamplingParams, UsageError
 
+# What `bench` asks a list of, or works out itself, is no setting there.
+_BENCH = tuple(
+    setting
+    for setting in ENGINE
+    if setting.name not in ("weights", "kv", "quant_policy", "session_len", "max_batch_size")
+)
 _START = (*ENGINE, *SAMPLING, *UI, *HISTORY, *MODELS)  # flags of the start screen, without a command
 COMMANDS = {
     "chat": ("chat with MODEL, with live gauges", (*CHAT, *_START)),
@@ -27,16 +33,34 @@ COMMANDS = {
     "top": ("the monitor alone: GPUs, memory, processes", (*OUTPUT, *UI, *TOP)),
     "list": ("the models found on this machine", (*OUTPUT, *MODELS)),
     "doctor": ("what this machine offers lmtop, and what is missing", (*OUTPUT, *MODELS, *HISTORY)),
+    "bench": ("how fast MODEL runs: batch, prompt, weights, KV cache", (*OUTPUT, *_BENCH, *MODELS)),
+    "kernels": ("compile every CUDA kernel; no GPU is needed", (*OUTPUT,)),
 }
 
 
-USAGE = {"chat": " MODEL", "generate": " MODEL [PROMPT]"}
+USAGE = {"chat": " MODEL", "generate": " MODEL [PROMPT]", "bench": " MODEL"}
+# Input has no variable and no key: what a single command is to answer, measure or compile.
+INPUT = (
+    "prompt",
+    "prompt_ids",
+    "batches",
+    "prompts",
+    "kvs",
+    "weight_formats",
+    "new_tokens",
+    "repeat",
+    "random_weights",
+    "baseline",
+    "csv",
+    "arch",
+)
+POLICY_4 = "quant_policy 4 is an int4 KV cache here, as in LMDeploy since 0.4; before, the number meant int8"
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
     """A parsed command line. `values` holds every setting by name, whichever source it came from; `extra` the
-    input of `generate`: prompt and prompt_ids."""
+    command's own input (`INPUT`), as text or None."""
 
     command: str  # "" is the start screen
     model: str | None
@@ -50,6 +74,9 @@ class Options:
             model=model or self.model or "",
             device=v["device"],
             dtype=v["dtype"],
+            weights=v["weights"],
+            kv=v["kv"],
+            head=v["head"],
             session_len=v["session_len"],
             max_batch_size=v["max_batch_size"],
             cache_max_entry_count=v["cache_max_entry_count"],
@@ -57,6 +84,9 @@ class Options:
             cache_block_seq_len=v["cache_block_seq_len"],
             max_prefill_token_num=v["max_prefill_token_num"],
             prefix_caching=v["prefix_caching"],
+            overlap=v["overlap"],
+            graphs=not v["eager"],
+            reproducible=v["reproducible"],
             threads=v["threads"],
             folders=tuple(v["folders"]),
         )
@@ -111,15 +141,19 @@ def parse(argv: Sequence[str]) -> Options:
     command = space.pop("command") or ""
     if rest := _late_prompt(space, rest, argv[literal + 1 :]):
         commands.get(command, parser).error(f"unrecognized arguments: {' '.join(rest)}")
-    extra: dict[str, Any] = {name: space.pop(name) for name in ("prompt", "prompt_ids") if name in space}
+    extra: dict[str, Any] = {name: space.pop(name) for name in INPUT if name in space}
     model = space.pop("model", None)
     values = {setting.name: setting.default for setting in settings.ALL}
-    values |= settings.from_file(settings.config_path())
-    values |= settings.from_environment()
-    for setting in settings.ALL:
-        given = space.get(setting.name)
-        if given is not None:
-            values[setting.name] = _parsed(setting, given)
+    values |= settings.settle_kv(settings.from_file(settings.config_path()), lambda setting: setting.name)
+    values |= settings.settle_kv(settings.from_environment(), lambda setting: setting.env)
+    flags = {
+        setting.name: _parsed(setting, space[setting.name])
+        for setting in settings.ALL
+        if space.get(setting.name) is not None
+    }
+    values |= settings.settle_kv(flags, lambda setting: setting.flag)
+    if values["quant_policy"] == 4 and command in ("", "chat", "generate"):
+        print(f"lmtop: {POLICY_4}", file=sys.stderr)
     return Options(command, model, values, extra)
 
 
@@ -154,8 +188,8 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
         prog="lmtop",
         description="Chat with a local LLM and watch the machine it runs on, in one terminal.",
         epilog="MODEL is a local Hugging Face directory, a hub id such as owner/name, or `demo` (built in). "
-        f"Every flag but --prompt-ids, which is input, is also a key in {settings.config_path()} and a variable "
-        "LMTOP_NAME. "
+        f"Every flag but a command's input (--prompt-ids; what bench measures; --arch) is also a key in "
+        f"{settings.config_path()} and a variable LMTOP_NAME. "
         "`lmtop COMMAND --help` lists the flags of a command.",
         formatter_class=_Help,
         allow_abbrev=False,
@@ -181,6 +215,23 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     return top, commands
 
 
+_BENCH_INPUT = (
+    ("--batch", "batches", "1,16,64", "requests at the same time (1,16,64)"),
+    ("--prompt", "prompts", "64,2048", "tokens of a prompt (64,2048)"),
+    ("--kv", "kvs", "16,int8,int4", "formats of the KV cache (16)"),
+    ("--weights", "weight_formats", "16,int4", "formats of the weights (16)"),
+    ("--new-tokens", "new_tokens", "N", "tokens to generate for each request (256)"),
+    ("--repeat", "repeat", "N", "measure each N times and take the median (3)"),
+    (
+        "--random-weights",
+        "random_weights",
+        "CONFIG",
+        "no MODEL: the shape of a config.json, or llama-3-8b or internlm2-1.8b, with random weights",
+    ),
+    ("--csv", "csv", "FILE", "write the table as CSV too"),
+)
+
+
 def _own_arguments(name: str, command: argparse.ArgumentParser) -> None:
     if name in ("chat", "generate"):
         command.add_argument("model", metavar="MODEL", help="a directory, a hub id, or demo")
@@ -189,6 +240,19 @@ def _own_arguments(name: str, command: argparse.ArgumentParser) -> None:
             "prompt", metavar="PROMPT", nargs="?", help="the prompt (default: standard input)"
         )
         command.add_argument("--prompt-ids", metavar="1,2,3", help="token ids in place of text")
+    if name == "bench":
+        command.add_argument("model", metavar="MODEL", nargs="?", help="a directory, a hub id, or demo")
+        for flag, dest, metavar, text in _BENCH_INPUT:
+            command.add_argument(flag, dest=dest, metavar=metavar, help=text)
+        command.add_argument(
+            "--baseline", action="store_true", help="measure transformers' generate beside it"
+        )
+    if name == "kernels":
+        command.add_argument(
+            "--arch",
+            metavar="75,90a,...",
+            help="GPU architectures, or all, or auto: this machine's, all where no GPU can be used (auto)",
+        )
 
 
 def _add(parser: argparse.ArgumentParser, setting: Setting, hidden: bool = False) -> None:

@@ -144,7 +144,7 @@ class Rows:
         staged = torch.from_numpy(np.array([number for part in parts for number in part], dtype=np.int64))
         if self.device.type != "cpu":
             staged = staged.pin_memory().to(self.device, non_blocking=True)
-        return torch.split(staged, [len(part) for part in parts])
+        return staged.split_with_sizes([len(part) for part in parts])  # torch.split: 2 us more
 
 
 def _slice_of(rows: tuple[int, ...]) -> slice | None:

@@ -6,28 +6,38 @@ device's memory into a frozen `Plan`, as a pure function; nothing is decided any
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 
+from ..quant.kv import KV_FORMATS, kv_bytes_per_token
 from .types import DeviceError, UsageError
 
+WEIGHT_FORMATS = ("16", "int4")
+SPARE_CACHE = 4  # times what all slots can use: the most that a GPU's cache gets by default
+GROUP = 128  # inputs that share a scale and a zero point in int4 weights
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 DTYPE_SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 # Interpreter, torch and the tables of one model, resident beside weights and cache: 330 MB read from
 # /proc/self/status with stories260k loaded on the CPU (torch 2.13, x86-64).
 RUNTIME_BYTES = 330 << 20
+# The same of a CUDA process: context, kernels, cuBLAS workspace and graphs.
+GPU_RUNTIME_BYTES = 700 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
     """Intent. `model` is a directory, a hub id or "demo". `cache_max_entry_count` in (0, 1) is a share of the
-    memory that is free after weights and workspace (None: 0.8 on a GPU, 0.25 of the RAM on the CPU, which
-    others need too), an integer >= 1 is a number of blocks; `cache_bytes` overrides it. Lengths are in
+    memory that is free after weights and workspace (None: 0.8 on a GPU, at most four times what all slots can
+    use; 0.25 of the RAM on the CPU, which others need too), an integer >= 1 is a number of blocks; `cache_bytes` overrides it. Lengths are in
     tokens, `step_ms_target` bounds a prefill chunk while others decode."""
 
     model: str
     device: str = "auto"  # auto | cpu | cuda
     dtype: str = "auto"  # auto | float32 | bfloat16 | float16
+    weights: str = "auto"  # auto | 16 | int4
+    kv: str = "auto"  # auto | 16 | int8 | int4
+    head: str = "auto"  # auto | 16 | int4: the last matrix, which int4 weights leave alone otherwise
     session_len: int | None = None
     max_batch_size: int = 8
     cache_max_entry_count: float | None = None
@@ -37,6 +47,8 @@ class EngineConfig:
     step_ms_target: float = 25.0
     prefix_caching: bool = True
     overlap: bool | None = None  # None: on a GPU only
+    graphs: bool = True  # on a GPU: replay decode steps as CUDA graphs
+    reproducible: bool = False  # same seed, same tokens whatever else runs: fixed kernels and chunks, slower
     threads: int | None = None  # CPU threads of the reference backend; None: chosen by size
     max_queue: int = 128
     force: bool = False  # load even where the plan says that it will not fit
@@ -68,16 +80,23 @@ class ModelSizes:
     widest: int  # the widest activation row of a layer: gate and up together, or fused q, k, v
     vocab: int
     max_position: int
+    matrices: int = 0  # parameters in the layers' matrices, which int4 weights quantise
+    largest: int = 0  # elements of the largest of them
+    head: int = 0  # elements of the last matrix, where it is not the embedding itself
+    stored: str = "bfloat16"  # type of most of the stored parameters
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceInfo:
-    """Where the engine runs; bytes as its driver (or the operating system) reports them before the load."""
+    """Where the engine runs; bytes as its driver (or the operating system) reports them before the load.
+    `capability`: of a GPU, 10 * major + minor; `notice`: what the user should know of the choice."""
 
     kind: str  # cpu | cuda
     name: str
     total: int
     free: int
+    capability: int = 90
+    notice: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +105,9 @@ class Plan:
     dialog (`reason` says by how much not, and the largest context that would); the loader enforces it."""
 
     dtype: str
-    kv_dtype: str
+    weight_format: str  # 16 (of `dtype`, whatever its width) | int4
+    kv_format: str  # 16 (of `dtype`) | int8 | int4
+    head_format: str
     context_len: int
     max_batch: int
     block_size: int
@@ -101,6 +122,16 @@ class Plan:
     reason: str = ""
     notices: tuple[str, ...] = ()
 
+    @property
+    def weights_name(self) -> str:
+        """What the weights are called on the screen, e.g. "bf16" or "int4 g128"."""
+        return DTYPE_SHORT[self.dtype] if self.weight_format == "16" else f"int4 g{GROUP}"
+
+    @property
+    def kv_name(self) -> str:
+        """What the KV cache is called on the screen, e.g. "bf16" or "int8"."""
+        return DTYPE_SHORT[self.dtype] if self.kv_format == "16" else self.kv_format
+
 
 def resolve(intent: EngineConfig, sizes: ModelSizes, device: DeviceInfo) -> Plan:
     """The plan that `intent` gets for a model of `sizes` on `device`. Pure; never raises for lack of memory."""
@@ -113,12 +144,12 @@ def resolve(intent: EngineConfig, sizes: ModelSizes, device: DeviceInfo) -> Plan
             f"context clamped to the model's {sizes.max_position} tokens (asked: {intent.session_len})"
         )
 
-    weights = sizes.parameters * width
-    per_token = 2 * sizes.layers * sizes.kv_heads * sizes.head_dim * width
-    chunk = min(intent.max_prefill_token_num, context)
-    workspace = RUNTIME_BYTES + 4 * (
-        chunk * (4 * sizes.hidden + 2 * sizes.widest) + 3 * intent.max_batch_size * sizes.vocab
-    )
+    weight_format = _choice("weights", intent.weights, WEIGHT_FORMATS)
+    kv_format = _choice("kv", intent.kv, KV_FORMATS)
+    head_format = _choice("head", intent.head, WEIGHT_FORMATS)
+    weights = _weight_bytes(sizes, width, weight_format, head_format, device)
+    per_token = kv_bytes_per_token(sizes.layers, sizes.kv_heads, sizes.head_dim, kv_format, width)
+    workspace = _workspace(intent, sizes, context, weight_format, device)
     size = intent.cache_block_seq_len
     per_block = per_token * size
     room = device.free - weights - workspace  # negative when not even these fit
@@ -138,7 +169,9 @@ def resolve(intent: EngineConfig, sizes: ModelSizes, device: DeviceInfo) -> Plan
     reason = "" if fits else _reason(intent, sizes, device, room, per_block, context, blocks)
     return Plan(
         dtype=dtype,
-        kv_dtype=dtype,
+        weight_format=weight_format,
+        kv_format=kv_format,
+        head_format=head_format,
         context_len=context,
         max_batch=intent.max_batch_size,
         block_size=size,
@@ -215,13 +248,62 @@ def _bytes(value: int) -> str:
     return f"{value} B"
 
 
+def _choice(name: str, wanted: str, allowed: tuple[str, ...]) -> str:
+    if wanted != "auto" and wanted not in allowed:
+        raise UsageError(f"{name} = {wanted!r}: must be auto, {', '.join(allowed)}")
+    return "16" if wanted == "auto" else wanted
+
+
 def _dtype(intent: EngineConfig, sizes: ModelSizes, device: DeviceInfo) -> str:
+    if intent.dtype != "auto" and intent.dtype not in DTYPE_BYTES:
+        raise UsageError(f"dtype = {intent.dtype!r}: must be auto, float32, bfloat16 or float16")
+    if device.kind == "cuda":
+        return _gpu_dtype(intent.dtype, sizes, device)
     if intent.dtype != "auto":
-        if intent.dtype not in DTYPE_BYTES:
-            raise UsageError(f"dtype = {intent.dtype!r}: must be auto, float32, bfloat16 or float16")
         return intent.dtype
     # fp32 is the CPU's fastest exact type; bf16 halves a model that would crowd the RAM
-    return "float32" if device.kind == "cpu" and sizes.parameters * 4 <= device.free // 2 else "bfloat16"
+    return "float32" if sizes.parameters * 4 <= device.free // 2 else "bfloat16"
+
+
+def _gpu_dtype(wanted: str, sizes: ModelSizes, device: DeviceInfo) -> str:
+    """The stored type where the GPU computes in it."""
+    if wanted == "float32":
+        raise UsageError(
+            "dtype = 'float32': a GPU computes in float16 or bfloat16; use them, or device = cpu"
+        )
+    if wanted == "bfloat16" and device.capability < 80:
+        raise UsageError(f"dtype = 'bfloat16': {device.name} has no bfloat16; use float16")
+    if wanted != "auto":
+        return wanted
+    return "bfloat16" if sizes.stored == "bfloat16" and device.capability >= 80 else "float16"
+
+
+def _weight_bytes(
+    sizes: ModelSizes, width: int, weight_format: str, head_format: str, device: DeviceInfo
+) -> int:
+    """Bytes of all weights. Packed int4: a nibble and its part of the group's scale and zero point; the CPU
+    keeps a code in a byte of its own."""
+    packed = 0.5 + 4 / GROUP if device.kind == "cuda" else 1 + 3 / GROUP
+    quantised = sizes.matrices if weight_format == "int4" else 0
+    total = (sizes.parameters - quantised) * width + int(quantised * packed)
+    if head_format == "int4":
+        # a tied embedding stays beside its quantised twin
+        total += int(sizes.hidden * sizes.vocab * packed) - sizes.head * width
+    return total
+
+
+def _workspace(
+    intent: EngineConfig, sizes: ModelSizes, context: int, weight_format: str, device: DeviceInfo
+) -> int:
+    """Bytes beside weights and cache: the runtime itself, the activations of a prefill chunk, logits of a whole
+    batch, and on a GPU a matrix unpacked for large products."""
+    chunk = min(intent.max_prefill_token_num, context)
+    activations = chunk * (4 * sizes.hidden + 2 * sizes.widest)
+    if device.kind == "cpu":
+        return RUNTIME_BYTES + 4 * (activations + 3 * intent.max_batch_size * sizes.vocab)
+    unpacked = 2 * sizes.largest if weight_format == "int4" else 0
+    logits = 4 * intent.max_batch_size * sizes.vocab
+    return GPU_RUNTIME_BYTES + 2 * activations + logits + unpacked
 
 
 def _blocks_for(tokens: int, block_size: int) -> int:
@@ -235,7 +317,8 @@ def _cache_blocks(intent: EngineConfig, device: DeviceInfo, spare: int, per_bloc
         return intent.cache_bytes // per_block
     if entry is not None and entry >= 1:
         return int(entry)
-    if entry is None:
-        entry = 0.25 if device.kind == "cpu" else 0.8
-    blocks = int(spare * entry) // per_block
-    return min(blocks, wanted) if device.kind == "cpu" else blocks
+    if device.kind == "cpu":
+        return min(int(spare * (entry or 0.25)) // per_block, wanted)
+    # unasked, a small model leaves the card to others; what is more than the slots' own need keeps prefixes
+    most = SPARE_CACHE * wanted if entry is None else sys.maxsize
+    return min(int(spare * (entry or 0.8)) // per_block, most)

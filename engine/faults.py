@@ -5,6 +5,7 @@
 | point | where | actions of its own |
 |---|---|---|
 | `alloc` | before the memory of a model is taken | |
+| `kernels` | before the kernels of a GPU are compiled | `fail`: they do not compile |
 | `alloc.kv` | before the KV cache is taken | |
 | `forward` | before each step of the engine | |
 | `logits` | after each step's logits | `nan`: the first row is not a number |
@@ -33,6 +34,7 @@ ACTIONS = ("raise", "oom", "hang", "exit")
 # Every point, with the actions that only it understands.
 POINTS: dict[str, tuple[str, ...]] = {
     "alloc": (),
+    "kernels": ("fail",),
     "alloc.kv": (),
     "forward": (),
     "logits": ("nan",),
@@ -55,6 +57,10 @@ class Faults:
         for item in filter(None, text.split(",")):
             point, nth, action = _rule(item)
             self._rules.setdefault(point, []).append((nth, action))
+
+    def __bool__(self) -> bool:
+        """Whether any fault is set."""
+        return bool(self._rules)
 
     @classmethod
     def from_environment(cls) -> Faults:

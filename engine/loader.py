@@ -6,17 +6,15 @@ torch is imported inside, so that importing this module costs nothing.
 from __future__ import annotations
 
 import gc
+import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
-
 from . import models
 from .config import (
-    DTYPE_SHORT,
     DeviceInfo,
     EngineConfig,
     ModelSizes,
@@ -25,19 +23,23 @@ from .config import (
     resolve,
     with_blocks,
 )
+from .devices import cpu_info, device_info
 from .faults import NONE, Faults
+from .memory import DeviceMemory, Vram, memory_of
 from .spec import ModelFiles, read_spec
 from .types import GREEDY, Cancelled, DeviceError, ModelInfo, RowStart, StepPlan, TableDiff, Work
 
 if TYPE_CHECKING:
+    from .hardware import Hardware
     from .model import Decoder
-    from .runner import Runner
+    from .runner import StepRunner
     from .scheduler import Scheduler
     from .template import ChatTemplate
     from .tokenizer import Tokenizer
 
 ProgressFn = Callable[[float, str], None]
 PREPARED = 0.35  # of the progress: what needs no memory is done
+COMPILED = 0.45  # the kernels are there
 
 
 @dataclass(slots=True)
@@ -50,17 +52,31 @@ class Engine:
     tokenizer: Tokenizer
     template: ChatTemplate
     scheduler: Scheduler
-    runner: Runner
+    runner: StepRunner
     overlap: bool
     weights_bytes: int
     kv_bytes: int
+    memory: DeviceMemory
+    measured: (
+        int | None
+    )  # bytes that this process held of a GPU when it was loaded; the plan says `plan.total`
     notices: tuple[str, ...] = ()
 
 
 def sizes_of(files: ModelFiles) -> ModelSizes:
     """What `resolve` needs to know, from the headers alone."""
     spec = files.spec
+    matrices = [
+        math.prod(place.tensor.shape)
+        for place in files.placed
+        if place.layer >= 0 and place.part == "weight" and len(place.tensor.shape) == 2
+    ]
+    # fused matrices are as large as what goes into them: gate | up is the largest of a layer
     return ModelSizes(
+        matrices=sum(matrices),
+        largest=spec.hidden * files.widest,
+        head=0 if spec.tied else spec.hidden * spec.vocab,
+        stored=files.dtype,
         parameters=files.parameters,
         layers=spec.layers,
         kv_heads=spec.kv_heads,
@@ -70,15 +86,6 @@ def sizes_of(files: ModelFiles) -> ModelSizes:
         vocab=spec.vocab,
         max_position=spec.max_position,
     )
-
-
-def device_info(wanted: str = "auto", reclaim: int = 0) -> DeviceInfo:
-    """The device that `wanted` means here; `reclaim` bytes of ours will be free by then. DeviceError when it is
-    forced and missing."""
-    if wanted not in ("auto", "cpu"):
-        raise DeviceError(f"device = {wanted!r}: only cpu is available in this version; leave it at auto")
-    memory = psutil.virtual_memory()
-    return DeviceInfo("cpu", "CPU", memory.total, min(memory.total, memory.available + reclaim))
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,12 +145,38 @@ def build(
     faults: Faults = NONE,
 ) -> Engine:
     """Allocate and load what was prepared. Raises ModelError, MemoryError or Cancelled; what was allocated by
-    then is free once the exception is handled."""
+    then is free once the exception is handled. A GPU whose kernels do not run is left for the CPU, with a notice,
+    unless it was asked for: then DeviceError."""
+    from .hardware import KernelError, release_pool
+
+    try:
+        return _build(prepared, progress, cancelled, faults)
+    except KernelError as error:
+        if prepared.config.device != "auto":
+            raise DeviceError(f"{error}; device = cpu runs without") from error
+        reason = str(error)
+    gc.collect()
+    release_pool()
+    return _build(_on_cpu(prepared, reason), progress, cancelled, faults)
+
+
+def _on_cpu(prepared: Prepared, reason: str) -> Prepared:
+    """The same model on the CPU; DeviceError when it has no room there."""
+    device = cpu_info(notice=f"running on the CPU, not on {prepared.device.name}: {reason}")
+    plan = resolve(prepared.config, sizes_of(prepared.files), device)
+    try:
+        require_fit(plan, device, prepared.config.force)
+    except DeviceError as error:
+        raise DeviceError(f"{reason}; and {error}") from error
+    return replace(prepared, device=device, plan=plan)
+
+
+def _build(prepared: Prepared, progress: ProgressFn, cancelled: Callable[[], bool], faults: Faults) -> Engine:
     import torch
 
-    from ..kernels import reference
     from . import weights as weights_module
     from .blocks import BlockPool
+    from .hardware import kernel_errors, open_hardware
     from .model import Decoder
     from .runner import allocating
     from .scheduler import Scheduler
@@ -153,36 +186,50 @@ def build(
             raise Cancelled
 
     config, files, plan = prepared.config, prepared.files, prepared.plan
-    device = torch.device(prepared.device.kind)
     torch.set_num_threads(config.threads or _threads(files.parameters))
     check()
-    progress(0.4, "reading the weights")
-    with allocating():
+    memory = memory_of(prepared.device)
+    with allocating(), kernel_errors():
         faults("alloc")
+        hardware = open_hardware(
+            config,
+            plan,
+            files,
+            prepared.device.kind,
+            lambda share, text: progress(PREPARED + (COMPILED - PREPARED) * share, text),
+            cancelled,
+            faults,
+        )
+        check()
+        progress(COMPILED, "reading the weights")
         weights = weights_module.load_weights(
             files,
             getattr(torch, plan.dtype),
-            device,
-            progress=lambda share, text: progress(0.4 + 0.5 * share, text),
+            hardware.device,
+            progress=lambda share, text: progress(COMPILED + (0.9 - COMPILED) * share, text),
             cancelled=cancelled,
+            prepare=hardware.layer,
         )
     check()
     progress(0.9, "laying out the KV cache")
     tokenizer, template = prepared.tokenizer, prepared.template
     eos = frozenset(files.eos_ids) | frozenset(tokenizer.eos_ids) | frozenset(template.stop_ids)
-    runner, plan = _with_cache(Decoder(files.spec, weights, reference), prepared, eos, faults)
+    decoder = Decoder(files.spec, weights, hardware.ops, plan.kv_format)
+    with kernel_errors():
+        runner, plan = _with_cache(decoder, hardware, files.spec.vocab, eos, faults)
     scheduler = Scheduler(
-        BlockPool(plan.num_blocks, plan.block_size, f"{files.digest}:{plan.kv_dtype}".encode()),
+        BlockPool(plan.num_blocks, plan.block_size, f"{files.digest}:{plan.kv_name}".encode()),
         max_batch=plan.max_batch,
         max_prefill_tokens=config.max_prefill_token_num,
         context_len=plan.context_len,
         eos_ids=eos,
-        prefix_caching=config.prefix_caching,
+        # a cached beginning was computed in chunks of another prompt
+        prefix_caching=config.prefix_caching and not config.reproducible,
         rope=files.spec.rope,
     )
     check()
     progress(0.95, "warming up")
-    with allocating():
+    with allocating(), kernel_errors():
         _warm_up(runner, plan)
     runner.faults = faults
     gc.collect()
@@ -199,7 +246,9 @@ def build(
         overlap=config.overlap if config.overlap is not None else prepared.device.kind == "cuda",
         weights_bytes=weights.nbytes,
         kv_bytes=plan.kv,
-        notices=(*plan.notices, *files.notices, *weights.notices),
+        memory=memory,
+        measured=memory.loaded() if isinstance(memory, Vram) else None,
+        notices=(*filter(None, (prepared.device.notice,)), *plan.notices, *files.notices, *weights.notices),
     )
 
 
@@ -214,29 +263,18 @@ def load(
 
 
 def _with_cache(
-    decoder: Decoder, prepared: Prepared, eos: frozenset[int], faults: Faults
-) -> tuple[Runner, Plan]:
+    decoder: Decoder, hardware: Hardware, vocab: int, eos: frozenset[int], faults: Faults
+) -> tuple[StepRunner, Plan]:
     """A runner with the planned KV cache, or with half of it, and so on, while one whole context still fits:
     the plan may be older than another process's allocation. MemoryError when not even that is to be had."""
-    import torch
+    from .runner import allocating
 
-    from .runner import Runner, allocating
-
-    plan = prepared.plan
+    plan = hardware.plan
     while True:
         try:
             with allocating():
                 faults("alloc.kv")
-                runner = Runner(
-                    decoder,
-                    max_batch=plan.max_batch,
-                    num_blocks=plan.num_blocks,
-                    block_size=plan.block_size,
-                    max_context=plan.context_len,
-                    vocab=prepared.files.spec.vocab,
-                    device=torch.device(prepared.device.kind),
-                    eos_ids=tuple(sorted(eos)),
-                )
+                runner = hardware.runner(decoder, plan, vocab, tuple(sorted(eos)))
             return runner, plan
         except MemoryError:
             smaller = with_blocks(plan, (plan.num_blocks - 1) // 2)
@@ -255,8 +293,8 @@ def _info(prepared: Prepared, plan: Plan) -> ModelInfo:
         layers=files.spec.layers,
         context_len=plan.context_len,
         device=prepared.device.name,
-        weights=DTYPE_SHORT[plan.dtype],
-        kv=DTYPE_SHORT[plan.kv_dtype],
+        weights=plan.weights_name,
+        kv=plan.kv_name,
         max_batch=plan.max_batch,
         has_template=not prepared.template.plain,
     )
@@ -268,7 +306,7 @@ def _threads(parameters: int) -> int:
     return 1 if parameters < 50_000_000 else max(1, cores)
 
 
-def _warm_up(runner: Runner, plan: Plan) -> None:
+def _warm_up(runner: StepRunner, plan: Plan) -> None:
     """One prefill and one decode step, so that the first request pays for no first call."""
     tokens = (0,) * min(16, plan.context_len - 2)
     start = RowStart(

@@ -7,10 +7,10 @@ none on the CPU).
 
 from __future__ import annotations
 
+import gc
 import itertools
 import queue
 import secrets
-import sys
 import threading
 import time
 import traceback
@@ -22,10 +22,13 @@ from .client import Capabilities, Mailbox
 from .config import EngineConfig
 from .detokenize import StopMatcher, StreamDecoder
 from .faults import Faults
+from .hardware import release_pool
 from .live import Live
 from .loader import Engine, Prepared, build, prepare
 from .loop import EngineLoop, Unhealthy
+from .memory import given_back
 from .scheduler import Sequence
+from .switching import hasten, relax
 from .types import (
     Cancelled,
     DeviceError,
@@ -39,8 +42,7 @@ from .types import (
     UsageError,
 )
 
-# A UI thread that computes would hold the GIL for 5 ms at a time; measured in DESIGN section 3.
-SWITCH_INTERVAL_S = 5e-5
+GIB = 1 << 30
 RESTART_WINDOW_S = 60.0
 CHARACTERS_PER_TOKEN = 64  # no text is denser than this; refuse before encoding megabytes
 
@@ -62,7 +64,6 @@ class LocalBackend:
     capabilities = Capabilities()
 
     def __init__(self, faults: Faults | None = None, log: Callable[[str], None] = lambda text: None) -> None:
-        sys.setswitchinterval(SWITCH_INTERVAL_S)
         self._faults = faults if faults is not None else Faults.from_environment()
         self._log = log
         self._lock = threading.Lock()
@@ -83,6 +84,7 @@ class LocalBackend:
             threading.Thread(target=self._run, name="lmtop-engine", daemon=True),
             threading.Thread(target=self._encode_all, name="lmtop-intake", daemon=True),
         ]
+        hasten()
         for thread in self._threads:
             thread.start()
 
@@ -166,6 +168,7 @@ class LocalBackend:
         self._intake.put(None)
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
+        relax()
 
     # --- the engine's thread -------------------------------------------------------------------------------
 
@@ -183,7 +186,7 @@ class LocalBackend:
         """Everything of a load that needs no memory, on a thread of its own: the model that is loaded goes on
         answering, and stays if this one cannot be loaded."""
         loop = self._loop
-        reclaim = loop.engine.weights_bytes + loop.engine.kv_bytes if loop is not None else 0
+        reclaim = given_back(loop.latest.memory) if loop is not None else 0
         with self._preparing:  # one at a time; the one before was cancelled
             try:
                 if cancel.is_set():
@@ -203,11 +206,16 @@ class LocalBackend:
         try:
             engine = build(prepared, self._progress(name), cancel.is_set, self._faults)
         except Exception as error:  # noqa: BLE001 - the thread must outlive it
+            _drop_frames(error)  # what was allocated is free before the user hears of it, and tries again
+            release_pool()
             self._not_loaded(name, error, cancel)
             return
         loop = self._loop = EngineLoop(engine, ended=self._ended, faults=self._faults)
         for text in engine.notices:
             self._tell(Notice(text, "warning"))
+        if engine.measured is not None:
+            figures = f"predicted {engine.plan.total / GIB:.1f} GiB, measured {engine.measured / GIB:.1f} GiB"
+            self._tell(Notice(f"memory: {figures}", "info"))
         self._announce(ModelState("ready", engine.info.name, 1.0, info=engine.info))
         self._serve(loop)
 
@@ -273,10 +281,9 @@ class LocalBackend:
             return
         self._announce(ModelState("unloading", self._loop.engine.info.name))
         self._loop = None
-        import gc
-
         gc.unfreeze()
         gc.collect()
+        release_pool()
         self._announce(ModelState("none"))
 
     def _announce(self, state: ModelState) -> None:
@@ -331,6 +338,14 @@ class LocalBackend:
         with self._lock:
             self._routes.pop(request_id, None)
             self._early_cancels.discard(request_id)
+
+
+def _drop_frames(error: BaseException | None) -> None:
+    """Forget the local variables of where `error` and its causes came from."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+    gc.collect()
 
 
 def encode_request(engine: Engine, request: Request, mailbox: Mailbox, number: int, submitted: float) -> Live:

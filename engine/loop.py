@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from .runner import Launched
 
 # A prefill chunk that delays nobody still bounds how late a cancel is seen.
+AIM = 0.7  # of the time a chunk may take: the next one lies deeper in the prompt and is a little dearer
 ALONE_MS = 150.0
 PUBLISH_S = 0.1
 BAD_ROWS = 3  # rows in a row that are not finite, across requests, before the engine counts as broken
@@ -181,6 +182,8 @@ class EngineLoop:
         self._publish()
 
     def _take_inbox(self) -> None:
+        if not self._inbox:  # mostly; what comes this instant is taken at the next step
+            return
         with self._wake:
             items = list(self._inbox)
             self._inbox.clear()
@@ -207,15 +210,13 @@ class EngineLoop:
     def _chunk(self) -> int:
         """Prompt tokens for the next chunk: bounded by time, tightly while others decode."""
         limit = self.engine.config.max_prefill_token_num
-        target = (
-            self.engine.config.step_ms_target
-            if any(seq.state == "decode" for seq in self.scheduler.running)
-            else ALONE_MS
-        )
+        if self.engine.config.reproducible:
+            return limit
+        target = self.engine.config.step_ms_target if self.scheduler.decoding else ALONE_MS
         rate = self._meter.prefill_rate
         if rate <= 0:
             return min(limit, 256)
-        return max(16, min(limit, int(rate * target / 1e3)))
+        return max(16, min(limit, int(AIM * rate * target / 1e3)))
 
     def _tell_started(self, plan: StepPlan, now: float) -> None:
         for start in plan.starts:
@@ -230,8 +231,8 @@ class EngineLoop:
         self._meter.step(
             now,
             seconds=now - launched,
-            decoded=len(plan.decode) + sum(work.samples for work in plan.prefill),
-            prefilled=sum(work.count for work in plan.prefill),
+            decoded=len(output.rows),
+            prefilled=sum([work.count for work in plan.prefill]),
             prefill_s=output.prefill_s,
         )
         for work in plan.prefill:
@@ -313,7 +314,7 @@ class EngineLoop:
                 self._fail(live, "out_of_memory", reason)
 
     def _out_of_memory(self) -> None:
-        """Send everybody back to the queue and end the youngest: what remains is recomputed exactly."""
+        """Send everybody back to the queue and end the youngest: what remains is recomputed."""
         self._flight.clear()
         youngest = max(self.scheduler.running, key=lambda seq: seq.order, default=None)
         self.scheduler.abandon()

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
-
-import psutil
 
 from .types import EngineSnapshot, KVSnapshot, MemorySplit, QueueSnapshot, SlotSnapshot
 
 if TYPE_CHECKING:
     from .live import Live
     from .loader import Engine
+    from .memory import Reading
     from .scheduler import Scheduler
 
 WINDOW_S = 1.0
+FULL_CHUNK_S = 0.01  # a chunk that was expected to take this long is a full one
+MEMORY_S = 0.5  # between two readings of the memory
 
 
 class Meter:
@@ -26,10 +26,9 @@ class Meter:
         self._clock = clock
         self._recent: deque[tuple[float, int, int]] = deque()  # time, decoded, prefilled
         self._steps_ms: deque[float] = deque(maxlen=256)
-        self._memory: tuple[float, MemorySplit] | None = None
-        self._process = psutil.Process(os.getpid())
+        self._memory: tuple[float, Reading] | None = None
         self.steps = 0
-        self.prefill_rate = 0.0  # smoothed tokens/s of prefill alone, for sizing the next chunk
+        self.prefill_rate = 0.0  # tokens/s of prefill alone, for sizing the next chunk
 
     def step(self, now: float, *, seconds: float, decoded: int, prefilled: int, prefill_s: float) -> None:
         """Record one finished step. `prefill_s` is the measured time of its prefill part."""
@@ -38,8 +37,15 @@ class Meter:
         self._recent.append((now, decoded, prefilled))
         self._trim(now)
         if prefilled >= 16 and prefill_s > 0:
-            rate = prefilled / prefill_s
-            self.prefill_rate = rate if not self.prefill_rate else 0.7 * self.prefill_rate + 0.3 * rate
+            self._prefilled(prefilled, prefilled / prefill_s)
+
+    def _prefilled(self, tokens: int, rate: float) -> None:
+        """Chunks grow dearer along a long prompt, so a slower one counts at once; but a short prompt, which is all
+        overhead, does not tell how slow a full chunk would be."""
+        if rate >= self.prefill_rate:
+            self.prefill_rate += (rate - self.prefill_rate) * (0.3 if self.prefill_rate else 1.0)
+        elif tokens >= self.prefill_rate * FULL_CHUNK_S:
+            self.prefill_rate = rate
 
     def _trim(self, now: float) -> None:
         while self._recent and not 0 <= now - self._recent[0][0] <= WINDOW_S:
@@ -111,26 +117,19 @@ class Meter:
         return sorted(slots, key=lambda slot: slot.row)
 
     def _split(self, engine: Engine, kv: KVSnapshot, now: float) -> MemorySplit:
-        """RAM of the CPU backend, re-read at most twice a second: the operating system's figures, with weights
-        and cache as allocated; what else this process holds is workspace."""
+        """The device's memory, read at most twice a second: weights and cache as allocated; what else this process
+        holds is workspace."""
+        if self._memory is None or now - self._memory[0] > MEMORY_S:
+            self._memory = (now, engine.memory.read())
+        reading = self._memory[1]
         weights, cache = engine.weights_bytes, engine.kv_bytes
         used = cache * kv.used // max(kv.total, 1)
-        if self._memory is None or now - self._memory[0] > 0.5:
-            machine = psutil.virtual_memory()
-            resident = self._process.memory_info().rss
-            self._memory = (
-                now,
-                MemorySplit(
-                    device="RAM",
-                    total=machine.total,
-                    weights=weights,
-                    kv_used=0,
-                    kv_rest=0,
-                    workspace=max(0, resident - weights - cache),
-                    others=max(0, machine.total - machine.available - resident),
-                ),
-            )
-        split = self._memory[1]
         return MemorySplit(
-            split.device, split.total, weights, used, cache - used, split.workspace, split.others
+            device=engine.memory.name,
+            total=reading.total,
+            weights=weights,
+            kv_used=used,
+            kv_rest=cache - used,
+            workspace=max(0, reading.own - weights - cache),
+            others=reading.others,
         )

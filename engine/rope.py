@@ -69,15 +69,23 @@ def _yarn(rope: Rope, plain: Tensor) -> Tensor:
 
 
 class Rotary:
-    """cos and sin of any positions, on one device."""
+    """cos and sin of any positions, on one device: by calling it, or from its numbers.
+
+    frequencies [dim / 2] float32, radians per position. Where `by_length`: beyond `original` tokens they are `long`
+    (longrope), or their base grows by (stretch * length / original - stretch + 1)^(dim / (dim - 2)) (dynamic)."""
 
     def __init__(self, rope: Rope, device: torch.device) -> None:
         self._rope = rope
         self.by_length = rope.kind in ("dynamic", "longrope")
+        self.original, self.attention_factor = rope.original, rope.attention_factor
+        self.stretch = rope.factor if rope.kind == "dynamic" else 0.0
         frequencies = inverse_frequencies(rope)
-        self._frequencies = torch.cat((frequencies, frequencies)).to(device)
-        half = torch.full((rope.dim // 2,), rope.attention_factor, device=device)
-        self._cos_factor, self._sin_factor = torch.cat((half, half)), torch.cat((-half, half))
+        self.frequencies = frequencies.to(device)
+        self.long: Tensor | None = None
+        if rope.kind == "longrope":
+            self.long = inverse_frequencies(rope, torch.tensor([rope.original + 1]))[0].to(device)
+        # cos(-a) = cos(a) and sin(-a) = -sin(a): the sign of the rotate-half form comes with the angle
+        self._frequencies = torch.cat((-frequencies, frequencies)).to(device)
 
     def __call__(self, positions: Tensor, lengths: Tensor | int) -> tuple[Tensor, Tensor]:
         """positions [n] int64; lengths: prompt length of the rows' sequences, [n] or one for all.
@@ -89,6 +97,7 @@ class Rotary:
             reached = positions + 1
             reached = reached.clamp_min(lengths) if isinstance(lengths, int) else reached.maximum(lengths)
             chosen = inverse_frequencies(self._rope, reached.cpu()).to(positions.device)
-            frequencies = torch.cat((chosen, chosen), 1).unsqueeze(1)
+            frequencies = torch.cat((-chosen, chosen), 1).unsqueeze(1)
         angles = at * frequencies
-        return angles.cos().mul_(self._cos_factor), angles.sin_().mul_(self._sin_factor)
+        cos, sin, factor = angles.cos(), angles.sin_(), self._rope.attention_factor
+        return (cos, sin) if factor == 1 else (cos.mul_(factor), sin.mul_(factor))

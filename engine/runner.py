@@ -47,6 +47,30 @@ class Forward(Protocol):
         ...
 
 
+class StepRunner(Protocol):
+    """What the loop needs of a runner: `Runner` here, `engine.graphs.GraphRunner` on a GPU."""
+
+    faults: Faults
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Bytes held beside weights and cache."""
+        ...
+
+    def reset(self) -> None:
+        """Drop all rows: each must start again before it works. The cache stays, its blocks are the scheduler's."""
+        ...
+
+    def launch(self, plan: StepPlan) -> Any:
+        """Start a step; MemoryError when the device has no room for it (the step then did not happen, and
+        `reset` is due)."""
+        ...
+
+    def collect(self, launched: Any) -> StepOutput:
+        """Wait for a step and bring its results to the host. Steps are collected in the order of their launch."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Launched:
     """A step under way: the works that draw, with what they drew, and the seconds of the step's two parts."""

@@ -94,6 +94,7 @@ class Sampler:
         self.eos_ids = eos_ids
         self._max_batch = max_batch
         self._words = ops.token_words(vocab, device)
+        self._inf = torch.tensor(math.inf, device=device)  # comparing with a number would make one each time
         self._starts: dict[int, RowStart] = {}
         self._streams: dict[int, int] = {}
         self._groups: dict[tuple[int, ...], _Group] = {}
@@ -128,14 +129,14 @@ class Sampler:
         if group is None:
             group = self._group(rows)
         top, tokens = logits.max(-1) if group.greedy else (logits.amax(-1), positions)
-        finite = top.abs() < math.inf  # isfinite is five calls on the CPU
+        finite = top.abs() < self._inf  # isfinite is five calls on the CPU
         raw = None
         if group.logprobs is not None:
             raw = logits[group.logprobs[2]]
         if group.bias is not None or group.ending is not None or group.penalties:
             self._edit(logits, group, positions)
             top, tokens = logits.max(-1)
-            finite &= top.abs() < math.inf
+            finite &= top.abs() < self._inf
         for draws in group.draws:
             drawn = self._draw(draws, logits, top, positions)
             tokens = drawn if draws.at is None else tokens.index_copy(0, draws.at, drawn)

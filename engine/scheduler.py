@@ -228,6 +228,11 @@ class Scheduler:
         return tuple(self._running)
 
     @property
+    def decoding(self) -> bool:
+        """Whether some sequence decodes."""
+        return any(seq.state == "decode" for seq in self._running)
+
+    @property
     def waiting(self) -> tuple[Sequence, ...]:
         """The queue, head first, with each `wait_reason` brought up to date."""
         self._queue.explain(self.pool, self._running, self.max_batch)

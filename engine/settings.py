@@ -153,9 +153,25 @@ ENGINE = (
         "engine",
         "dtype",
         "auto",
-        "type of weights and KV cache",
+        "type of activations, and of weights and KV cache that are not quantised",
         choices=("auto", "float32", "bfloat16", "float16"),
     ),
+    _text(
+        "engine",
+        "weights",
+        "auto",
+        "bits of the layers' matrices; auto is 16",
+        choices=("auto", "16", "int4"),
+    ),
+    _text("engine", "kv", "auto", "bits of the KV cache; auto is 16", choices=("auto", "16", "int8", "int4")),
+    _int(
+        "engine",
+        "quant_policy",
+        None,
+        "LMDeploy's numbers for --kv: 0 is 16, 8 is int8, 4 is int4 (int8 before its release 0.4)",
+        choices=(0, 4, 8),
+    ),
+    _text("engine", "head", "auto", "bits of the last matrix; auto is 16", choices=("auto", "16", "int4")),
     _int("engine", "session_len", None, "context in tokens (default: the model's own)", low=16),
     _int("engine", "max_batch_size", 8, "requests that run at the same time", low=1, high=512),
     _float(
@@ -177,6 +193,16 @@ ENGINE = (
     _int("engine", "cache_block_seq_len", 64, "tokens in a KV block", choices=(16, 32, 64, 128)),
     _int("engine", "max_prefill_token_num", 2048, "most prompt tokens in one step", low=16, high=65536),
     Setting("engine", "prefix_caching", _boolean, True, "reuse KV blocks of equal beginnings", bool),
+    _flag("engine", "eager", "on a GPU: launch decode steps kernel by kernel, without CUDA graphs"),
+    _flag("engine", "reproducible", "same seed, same tokens, whatever else runs; slower with many requests"),
+    Setting(
+        "engine",
+        "overlap",
+        _boolean,
+        None,
+        "plan the next step while the device works on one (default: on a GPU)",
+        bool,
+    ),
     _int("engine", "threads", None, "CPU threads (default: by the model's size)", low=1, high=1024),
 )
 
@@ -281,6 +307,20 @@ TOP = (_float("top", "interval", 1.0, "seconds between readings", low=0.1, high=
 
 ALL = (*ENGINE, *SAMPLING, *CHAT, *GENERATE, *OUTPUT, *UI, *TOP, *HISTORY, *MODELS)
 BY_KEY = {setting.key: setting for setting in ALL}
+KV_OF_POLICY = {0: "16", 4: "int4", 8: "int8"}  # LMDeploy's numbers since its release 0.4
+
+
+def settle_kv(values: dict[str, Any], spelled: Callable[[Setting], str]) -> dict[str, Any]:
+    """The values of one source, with quant_policy as the `kv` that it means: two names of one setting, so that the
+    stronger source wins whichever it uses. UsageError when one source gives both and they differ."""
+    policy = values.get("quant_policy")
+    if policy is None:
+        return values | {"quant_policy": None} if "kv" in values else values
+    given, meant = values.get("kv", "auto"), KV_OF_POLICY[policy]
+    if given not in ("auto", meant):
+        kv, name = spelled(BY_KEY["engine.kv"]), spelled(BY_KEY["engine.quant_policy"])
+        raise UsageError(f"{kv} = {given} and {name} = {policy} (which is {meant}): give only one of them")
+    return values | {"kv": meant}
 
 
 def from_environment(settings: Iterable[Setting] = ALL) -> dict[str, Any]:

@@ -1,15 +1,16 @@
 """Signatures of the operations a decoder is made of: one meaning, several backends.
 
-`kernels.reference` gives the meaning in torch (CPU product path and oracle); a CUDA backend has the same
-functions. Shapes: n rows (tokens), B sequences, T tokens of one sequence, H query heads, K key-value heads,
-D head size, C numbers of a block table. Floating tensors of one call share device and dtype unless said
+`kernels.reference` gives the meaning in torch (CPU product path and oracle), `kernels.cuda.ops` has the same
+functions on a GPU; they are as coarse as a GPU wants to fuse them. Shapes: n rows (tokens), B sequences, H query
+heads, K key-value heads, D head size, C numbers of a block table. Floating tensors of one call share device and dtype unless said
 otherwise; norm gains, cos and sin are float32; sums, norms and softmax are computed in float32 or better.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -25,6 +26,26 @@ class Dense:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "turned", self.weight.t())
+
+
+@dataclass(frozen=True, slots=True)
+class Int4:
+    """A linear layer with four-bit weights: y = x @ (scale * (code - zero)).T + bias, in groups along the inputs.
+
+    codes [out, in] uint8, 0..15; scales [out, groups] float16; zeros [out, groups] uint8; group g holds inputs
+    g * group and following. Backends keep a packed form of their own.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    zeros: Tensor
+    group: int
+    bias: Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        parts = (self.codes, self.scales, self.zeros, *(() if self.bias is None else (self.bias,)))
+        return sum(part.nbytes for part in parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,93 +70,92 @@ class AttentionParams:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """What all layers of one call share, prepared once by `plan_decode` or `plan_prefill`.
+class Chunk:
+    """Positions start .. start + count - 1 of a sequence whose prompt has `length` tokens; table [C] holds the ids of
+    its blocks in order, which cover the chunk."""
 
-    positions, slots [n] int64: slot = block id * block size + offset, where the row's key and value go.
-    blocks: the block ids to gather, row after row, int64; every row has the same count, which covers `length`,
-    the longest context. fresh: ids of blocks that get their first token now, None for none. start: position of the first row of a
-    prefill. cos, sin [n, 1, rope_dim] float32: see `Ops.rope_kv_write`. masks: window ->
-    additive float mask of the backend's own shape, None where everything gathered is visible.
-    """
-
-    positions: Tensor
-    slots: Tensor
-    blocks: Tensor
-    fresh: Tensor | None
-    length: int
     start: int
-    cos: Tensor
-    sin: Tensor
-    masks: dict[int | None, Tensor | None]
+    count: int
+    length: int
+    table: Tensor
 
 
 class Ops(Protocol):
-    """The functions of a backend module. None of them changes an argument unless it says so."""
+    """What a decoder asks of a backend. None of the functions changes an argument unless it says so.
+
+    Linear layers, caches and batches are the backend's own: made by `prepare`, `new_cache` and the two `plan`
+    functions, and only handed back to it.
+    """
+
+    def prepare(self, layer: Dense | Int4, gate_up: bool = False) -> Any:
+        """A linear layer as this backend wants it; `gate_up`: its rows are gate | up and it is used by
+        `norm_gate_up` only."""
+        ...
+
+    def new_cache(
+        self, num_blocks: int, block_size: int, kv_heads: int, head_dim: int, like: Tensor, kv: str
+    ) -> Any:
+        """An empty paged cache of one layer in format `kv` ("16": the type of `like`, "int8", "int4"), on the
+        device of `like`. It has `nbytes`."""
+        ...
 
     def embed(self, table: Tensor, tokens: Tensor) -> Tensor:
-        """Rows of table [V, hidden] at tokens [n] int64 -> [n, hidden]."""
+        """Rows of table [V, hidden] at tokens [n] -> [n, hidden]."""
         ...
 
-    def linear(self, x: Tensor, layer: Dense, residual: Tensor | None = None) -> Tensor:
-        """x [n, in] -> [n, out], plus `residual` [n, out] when given."""
+    def norm_linear(self, x: Tensor, gain: Tensor, eps: float, layer: Any) -> Tensor:
+        """RMS norm, then the layer: x [n, in] -> [n, out]. The norm is x / sqrt(mean(x^2) + eps) * gain, gain
+        [in] float32."""
         ...
 
-    def rms_norm(self, x: Tensor, gain: Tensor, eps: float) -> Tensor:
-        """x / sqrt(mean(x^2) + eps) * gain over the last dimension; gain float32, broadcast to x."""
+    def linear(self, x: Tensor, layer: Any, residual: Tensor) -> Tensor:
+        """x [n, in] through the layer, plus residual [n, out]."""
         ...
 
-    def silu_mul(self, gate_up: Tensor) -> Tensor:
-        """[n, 2 * width] as gate | up -> silu(gate) * up, [n, width]."""
+    def norm_gate_up(self, x: Tensor, gain: Tensor, eps: float, layer: Any) -> Tensor:
+        """RMS norm, then silu(gate) * up of the layer's two halves: x [n, in] -> [n, width]."""
         ...
 
-    def rope_kv_write(
-        self, qkv: Tensor, heads: int, batch: Batch, cache: Tensor, qk_gain: Tensor | None, eps: float
+    def attend(
+        self,
+        qkv: Tensor,
+        heads: int,
+        batch: Any,
+        cache: Any,
+        params: AttentionParams,
+        qk_gain: Tensor | None,
+        eps: float,
     ) -> Tensor:
-        """Split qkv [n, (H + 2K) * D], rotate q and k, write k and v into `cache`; returns q [n, H, D]. May
-        overwrite qkv.
+        """Rotate, remember, attend: qkv [n, (H + 2K) * D] -> [n, H * D]. May overwrite qkv.
 
-        Rotation of a head x: x * cos + swap(x) * sin, where swap exchanges the two halves of the first
-        rope_dim numbers and batch.sin carries the sign, minus in its first half (RoPE of Su et al. 2021 in the
-        rotate-half order); the rest of the head stays. qk_gain [H + K, D] float32:
-        RMS norm of each q and k head before it. cache [blocks, block_size, 2K, D]: K key heads, K value heads.
+        q and k are rotated: for a head x and the pairs (i, i + rope_dim / 2) of its first rope_dim numbers,
+        (a, b) becomes (a cos - b sin, b cos + a sin) (Su et al. 2021, in the rotate-half order). Before that
+        each head is RMS-normed where qk_gain [H + K, D] float32 is given. k and v go into the cache; each row
+        attends to what is stored at positions 0..its own, itself included.
         """
         ...
 
-    def attn_decode(self, q: Tensor, cache: Tensor, batch: Batch, params: AttentionParams) -> Tensor:
-        """One query per sequence over its cached positions 0..position: q [B, H, D] -> [B, H * D]."""
-        ...
-
-    def attn_prefill(self, q: Tensor, cache: Tensor, batch: Batch, params: AttentionParams) -> Tensor:
-        """T queries of one sequence, row t at position start + t, causal: q [T, H, D] -> [T, H * D]."""
-        ...
-
-    def logits(self, x: Tensor, head: Dense) -> Tensor:
-        """x [n, hidden] -> float32 [n, V]."""
+    def logits(self, x: Tensor, gain: Tensor, eps: float, head: Any) -> Tensor:
+        """RMS norm and the last matrix: x [n, hidden] -> float32 [n, V]."""
         ...
 
     def plan_decode(
         self,
+        rotary: Any,
         positions: Tensor,
+        lengths: Tensor | int,
         tables: Tensor,
-        cache: Tensor,
+        rows: Tensor | None,
+        cache: Any,
         windows: tuple[int | None, ...],
-        cos: Tensor,
-        sin: Tensor,
-    ) -> Batch:
-        """Prepare a decode step: positions [B], tables [B, C] block ids in order, `cache` any layer's. cos, sin
-        [B, 1, rope_dim]."""
+    ) -> Any:
+        """What all layers of a decode step share. positions [B]; tables [*, C] block ids in order, row i of the
+        batch uses tables[rows[i]], or tables[i] where rows is None; `rotary`: see `engine.rope.Rotary`, `lengths`
+        [B] its prompt lengths; `cache` any layer's; `windows` those that the layers use."""
         ...
 
     def plan_prefill(
-        self,
-        positions: Tensor,
-        start: int,
-        table: Tensor,
-        cache: Tensor,
-        windows: tuple[int | None, ...],
-        cos: Tensor,
-        sin: Tensor,
-    ) -> Batch:
-        """Prepare a chunk at positions start .. start + T - 1: table [C] holds the sequence's block ids."""
+        self, rotary: Any, chunks: Sequence[Chunk], cache: Any, windows: tuple[int | None, ...]
+    ) -> Any:
+        """The same of chunks of one or more sequences, whose rows follow each other."""
         ...

@@ -201,6 +201,8 @@ def _draw_among(
         decided = torch.ones_like(cut, dtype=torch.bool)
     else:  # all equals of the cut are inside, or nothing outside can win
         decided = (count <= width) & (cut > values[:, -1:]) | (weight[:, -1:] == 0)
+        if top_p is not None:  # the mass of the top k must have been summed whole
+            decided &= (top_k <= width) | (top_k == vocab) | (weight[:, -1:] == 0)
     kept = _kept(values, ids, cut, count)
     if log_min_p is not None:
         kept &= values >= log_min_p

@@ -110,7 +110,7 @@ def ours(item: Import) -> set[str]:
 def test_the_walk_sees_the_house() -> None:
     assert len(SOURCES) > 80
     assert "engine.types" in {name for item in imports("engine.client") for name in ours(item)}
-    assert "kernels.reference" in {name for item in imports("engine.loader") for name in ours(item)}
+    assert "kernels.reference" in {name for item in imports("engine.hardware") for name in ours(item)}
     assert any(item.module == "torch" and not item.eager for item in imports("engine.loader"))
     assert any(item.module == "torch" and item.eager for item in imports("kernels.reference"))
 

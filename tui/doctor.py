@@ -35,7 +35,6 @@ PACKAGES = (
     "transformers",
     "nvidia-ml-py",
 )
-OPTIONAL = ("cupy-cuda13x", "cupy-cuda12x")
 MARKS = {"ok": "ok ", "note": "-- ", "bad": "!! "}
 
 
@@ -85,7 +84,9 @@ def _examine(options: Options) -> Iterator[Finding]:
         "ok",
         f"{psutil.cpu_count()} cores, {memory.total / 2**30:.1f} GiB RAM, {memory.available / 2**30:.1f} available",
     )
-    yield from _gpus()
+    from .doctor_gpu import gpu_findings
+
+    yield from gpu_findings()
     yield from _terminal()
     yield from _files(options)
     yield _engine()
@@ -101,19 +102,6 @@ def _packages() -> Iterator[Finding]:
     yield Finding("packages", "ok", ", ".join(have))
     if missing:
         yield Finding("packages", "bad", f"missing: {', '.join(missing)}; install lmtop again")
-
-
-def _gpus() -> Iterator[Finding]:
-    from ..engine.telemetry import Telemetry
-
-    snapshot = Telemetry().sample()
-    for gpu in snapshot.gpus:
-        total = "n/a" if gpu.mem_total is None else f"{gpu.mem_total / 2**30:.0f} GiB"
-        yield Finding(
-            "gpu", "note", f"{gpu.index} {gpu.name}, {total}: monitored; this version computes on the CPU"
-        )
-    if not snapshot.gpus:
-        yield Finding("gpu", "note", f"{snapshot.notice or 'none found'}; the engine runs on the CPU")
 
 
 def _terminal() -> Iterator[Finding]:

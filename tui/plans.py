@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from ..engine.config import DTYPE_SHORT, DeviceInfo, EngineConfig, ModelSizes, Plan, resolve
+from ..engine.config import (
+    DTYPE_SHORT,
+    WEIGHT_FORMATS,
+    DeviceInfo,
+    EngineConfig,
+    ModelSizes,
+    Plan,
+    resolve,
+)
 from ..engine.listing import parameters
 from ..engine.models import HUB_ID, Found, discover, missing
 from ..engine.settings import size
 from ..engine.text import one_line
 from ..engine.types import LmtopError, UsageError
+from ..quant.kv import KV_FORMATS
 from .render.bars import stacked
 from .render.format import size as size_text
 from .render.format import tokens
@@ -18,7 +27,11 @@ from .render.glyphs import Glyphs
 from .render.lines import Row, clip, wrap_text
 from .render.rows import left, right
 
-POLICIES = ("float32", "bfloat16", "float16")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+WEIGHTS = ("auto", *WEIGHT_FORMATS)
+KVS = ("auto", *KV_FORMATS)
+TABLE = 8  # rows of a prediction
+NAME = 10  # cells of a policy's name
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +59,19 @@ class Typed:
 Item = Found | Typed
 
 
-def survey(config: EngineConfig) -> Survey:
-    """Look at the disk and at the device: the models that can be loaded first, `demo` at the top. Slow."""
-    from ..engine.loader import device_info, sizes_of
+def survey(config: EngineConfig, reclaim: int = 0) -> Survey:
+    """Look at the disk and at the device: the models that can be loaded first, `demo` at the top. Slow. `reclaim`:
+    bytes that a loaded model will give back."""
+    from ..engine.devices import device_info
+    from ..engine.loader import sizes_of
 
     models = sorted(discover(config.folders), key=lambda found: found.files is None)
     sizes = {found.name: sizes_of(found.files) for found in models if found.files is not None}
     absent = missing(config.folders)
     problem = f"no such directory: {', '.join(one_line(folder) for folder in absent)}" if absent else ""
     try:
-        return Survey(models, sizes, device_info(config.device), problem)
+        device = device_info(config.device, reclaim)
+        return Survey(models, sizes, device, problem or device.notice)
     except LmtopError as error:
         return Survey(models, sizes, None, str(error))
 
@@ -79,6 +95,8 @@ class Fields:
     """The dialog's fields as typed. Empty means: as the program chooses."""
 
     dtype: str
+    weights: str
+    kv: str
     context: str
     slots: str
     cache: str
@@ -87,7 +105,14 @@ class Fields:
     def of(cls, config: EngineConfig) -> Fields:
         """The fields that describe `config`."""
         cache = f"{config.cache_bytes / 2**30:g}GiB" if config.cache_bytes else ""
-        return cls(config.dtype, str(config.session_len or ""), str(config.max_batch_size), cache)
+        return cls(
+            dtype=config.dtype,
+            weights=config.weights,
+            kv=config.kv,
+            context=str(config.session_len or ""),
+            slots=str(config.max_batch_size),
+            cache=cache,
+        )
 
     def apply(self, base: EngineConfig, model: str, force: bool = False) -> EngineConfig:
         """The intent they describe. UsageError names a field that cannot be read."""
@@ -102,6 +127,8 @@ class Fields:
             base,
             model=model,
             dtype=self.dtype,
+            weights=self.weights,
+            kv=self.kv,
             session_len=context,
             max_batch_size=slots or base.max_batch_size,
             cache_bytes=cache,
@@ -161,22 +188,44 @@ def _tail(name: str, width: int, glyphs: Glyphs) -> str:
 def prediction(
     config: EngineConfig, sizes: ModelSizes, device: DeviceInfo, width: int, glyphs: Glyphs
 ) -> tuple[Plan, list[Row]]:
-    """The plan, and five rows: each policy's needs, the chosen one marked, what does not fit in red, and a bar.
+    """The plan, and `TABLE` rows: each policy's needs, the chosen one marked, what does not fit in red, and
+    a bar.
 
     Raises UsageError when the intent cannot be planned.
     """
     chosen = resolve(config, sizes, device)
     names = ("weights", "KV/token", "KV holds", "workspace", "in all")
-    rows: list[Row] = [[(f"{'':13}" + "".join(right(name, 10, glyphs) for name in names), "label")]]
-    for policy in POLICIES:
-        plan = resolve(replace(config, dtype=policy), sizes, device)
-        rows.append(_policy_row(policy, plan, policy == chosen.dtype, glyphs))
+    memory = "VRAM" if device.kind == "cuda" else "RAM"
+    rows: list[Row] = [
+        [(f"  {memory:<{NAME}}" + "".join(right(name, 10, glyphs) for name in names), "label")]
+    ]
+    for policy in _policies(chosen, device):
+        dtype, weights, kv = policy
+        plan = resolve(replace(config, dtype=dtype, weights=weights, kv=kv), sizes, device)
+        is_chosen = policy == (chosen.dtype, chosen.weight_format, chosen.kv_format)
+        rows.append(_policy_row(plan, device, is_chosen, glyphs))
     rows.append(_bar(chosen, device, width, glyphs))
     return chosen, rows
 
 
-def _policy_row(policy: str, plan: Plan, chosen: bool, glyphs: Glyphs) -> Row:
-    short = DTYPE_SHORT[policy]
+def _policies(chosen: Plan, device: DeviceInfo) -> list[tuple[str, str, str]]:
+    """(type, weights, KV) of each row, the chosen one among them. On the CPU, where the type makes as much of a
+    difference, two types and one of the quantised caches."""
+    if device.kind == "cuda":
+        return [(chosen.dtype, weights, kv) for weights in WEIGHT_FORMATS for kv in KV_FORMATS]
+    second = "bfloat16" if chosen.dtype == "float32" else chosen.dtype
+    cache = "int4" if (chosen.weight_format, chosen.kv_format) == ("16", "int4") else "int8"
+    return [
+        ("float32", "16", "16"),
+        (second, "16", "16"),
+        (chosen.dtype, "16", cache),
+        *((chosen.dtype, "int4", kv) for kv in KV_FORMATS),
+    ]
+
+
+def _policy_row(plan: Plan, device: DeviceInfo, chosen: bool, glyphs: Glyphs) -> Row:
+    kv = DTYPE_SHORT[plan.dtype] if plan.kv_format == "16" else plan.kv_format
+    weights = DTYPE_SHORT[plan.dtype] if plan.weight_format == "16" else plan.weight_format
     figures = (
         size_text(plan.weights),
         size_text(plan.kv_per_token),
@@ -184,10 +233,20 @@ def _policy_row(policy: str, plan: Plan, chosen: bool, glyphs: Glyphs) -> Row:
         size_text(plan.workspace),
         size_text(plan.total),
     )
-    text = f"{f'{short}/{short}':<11}" + "".join(f"{figure:>10}" for figure in figures)
+    text = f"{f'{weights}/{kv}':<{NAME}}" + "".join(f"{figure:>10}" for figure in figures)
     style = "bad" if not plan.fits else "title" if chosen else "label"
-    verdict = "fits" if plan.fits else "too big"
-    return [(f"{glyphs.pointer if chosen else ' '} ", "key"), (f"{text}  {verdict}", style)]
+    return [(f"{glyphs.pointer if chosen else ' '} ", "key"), (f"{text}  {_outcome(plan, device)}", style)]
+
+
+def _outcome(plan: Plan, device: DeviceInfo) -> str:
+    """Whether a policy fits, or by how much not."""
+    if plan.fits:
+        return "fits"
+    context = -(-plan.context_len // plan.block_size) * plan.block_size * plan.kv_per_token
+    missing = max(plan.total, plan.weights + plan.workspace + context) - device.free
+    return (
+        f"{size_text(missing)} over" if missing > 0 else "KV small"
+    )  # the cache's own limit, not the device
 
 
 def _bar(plan: Plan, device: DeviceInfo, width: int, glyphs: Glyphs) -> Row:

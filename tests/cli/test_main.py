@@ -65,7 +65,7 @@ def test_help_and_version_are_quick(tmp_path: Path) -> None:
 def test_help_names_every_command_and_every_flag_with_its_default(run: Run) -> None:
     code, out, _ = run("--help")
     assert code == 0
-    for command in ("chat", "generate", "top", "list", "doctor"):
+    for command in ("chat", "generate", "top", "list", "doctor", "bench", "kernels"):
         assert f"    {command} " in out
         code, flags, _ = run(command, "--help")
         assert (code, flags.startswith(f"usage: lmtop {command} [FLAG ...]")) == (0, True)

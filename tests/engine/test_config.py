@@ -30,6 +30,11 @@ def test_the_cpu_takes_no_more_cache_than_its_slots_can_use() -> None:
     assert plan.tokens_held == 4 * 512
 
 
+def test_a_small_model_does_not_take_the_whole_gpu_unless_it_is_told_to() -> None:
+    assert resolve(EngineConfig("m", max_batch_size=4), TINY, GPU).tokens_held == 4 * 4 * 512
+    assert resolve(EngineConfig("m", cache_max_entry_count=0.8), TINY, GPU).tokens_held > 1_000_000
+
+
 def test_a_context_that_does_not_fit_is_lowered_and_said_or_refused_with_numbers() -> None:
     small = replace(GPU, free=20 * GIB)
     plan = resolve(EngineConfig("m"), LLAMA_8B, small)

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 from safetensors.torch import load_file, save_file
-from support.engines import Client, loaded, until
+from support.engines import Client, ledger, loaded, until
 from support.llama import write_llama
 
 from lmtop.engine import loader, local
@@ -60,19 +60,6 @@ def ask(name: str, length: int = 20, **sampling: object) -> Request:
     rng = random.Random(name)
     params = replace(GREEDY, max_new_tokens=16, ignore_eos=True, **sampling)  # type: ignore[arg-type]
     return Request(name, prompt_ids=tuple(rng.randrange(5, 261) for _ in range(length)), sampling=params)
-
-
-def ledger(backend: LocalBackend) -> bool:
-    """Idle, and every block accounted for."""
-    kv = backend.snapshot().kv
-    snapshot = backend.snapshot()
-    return (
-        kv is not None
-        and not snapshot.slots
-        and not snapshot.queue
-        and kv.used == 0
-        and kv.free + kv.cached == kv.total - 1
-    )
 
 
 def test_events_come_in_order_and_the_counts_are_right(engine: tuple[LocalBackend, Client]) -> None:

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from support.tiny import NATIVE, SEEDS, WAVE1, checkpoint, load
 
 from lmtop.engine.model import Decoder, KVCache
+from lmtop.kernels.ops import Chunk
 
 BLOCK = 16
 EOS = 2
@@ -61,6 +62,20 @@ def test_check_10_chunks_equal_whole(name: str, chunk: int) -> None:
         for at in range(0, len(ids), chunk)
     ]
     assert (decoder.logits(torch.cat(parts)) - gold).abs().max().item() <= tolerance(gold)
+
+
+@pytest.mark.parametrize("name", ["llama_gqa", "phi3_longrope", "qwen3"])
+def test_chunks_of_several_sequences_equal_each_alone(name: str) -> None:
+    ids, gold, _ = reference_of(name)
+    decoder = load(checkpoint(name))
+    cache, tables = cache_for(decoder, 3)
+    decoder.prefill(ids[:20], 0, tables[1], cache, len(ids))
+    pieces = [(0, 17, tables[0]), (20, len(ids) - 20, tables[1]), (0, len(ids), tables[2])]
+    chunks = [Chunk(start, count, len(ids), table) for start, count, table in pieces]
+    tokens = torch.cat([ids[start : start + count] for start, count, _ in pieces])
+    logits = decoder.logits(decoder.prefill_all(tokens, chunks, cache))
+    want = torch.cat([gold[start : start + count] for start, count, _ in pieces])
+    assert (logits - want).abs().max().item() <= tolerance(gold)
 
 
 @pytest.mark.parametrize("name", WAVE1)

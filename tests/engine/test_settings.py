@@ -34,7 +34,8 @@ def test_every_setting_is_reachable_as_flag_variable_and_key(
 ) -> None:
     samples = {
         "device": "cpu", "dtype": "float32", "cache_block_seq_len": 32, "low_bandwidth": "on", "cache_size": "2GiB",
-        "logit_bias": "7=1.5",
+        "logit_bias": "7=1.5", "weights": "int4", "kv": "int8", "head": "int4",
+        "quant_policy": 4,
     }  # fmt: skip
     for setting in settings.ALL:
         value = samples.get(setting.name)
@@ -138,7 +139,17 @@ def test_every_flag_is_a_setting() -> None:
     flags = {flag for command in commands.values() for flag in command._option_string_actions}
     known = {flag for setting in settings.ALL for flag in (setting.flag, *setting.aliases)}
     known |= {f"--no-{setting.name.replace('_', '-')}" for setting in settings.ALL if setting.kind is bool}
-    assert flags - known == {"-h", "--help", "--prompt-ids"}  # the last is input, as PROMPT is
+    own = {
+        "--prompt-ids",
+        "--batch",
+        "--prompt",
+        "--new-tokens",
+        "--repeat",
+        "--random-weights",
+        "--baseline",
+    }
+    own |= {"--csv", "--arch"}  # input, as PROMPT is
+    assert flags - known == {"-h", "--help"} | own
     assert known - flags == set()
 
 
@@ -231,3 +242,82 @@ def test_top_has_its_interval_from_every_source(config: Path, monkeypatch: pytes
     assert parse(["top", "--interval", "0.5"]).values["interval"] == 0.5
     with pytest.raises(UsageError, match=r"from 0\.1 to 60"):
         parse(["top", "--interval", "nan"])
+
+
+def test_formats_reach_the_engine_from_every_source(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = parse(["chat", "m"]).engine_config()
+    assert (asked.weights, asked.kv, asked.head) == ("auto", "auto", "auto")
+    assert (asked.graphs, asked.overlap) == (True, None)
+    config.write_text(
+        '[engine]\nweights = "int4"\nkv = "int8"\nhead = "int4"\neager = true\noverlap = false\n'
+    )
+    asked = parse(["chat", "m"]).engine_config()
+    assert (asked.weights, asked.kv, asked.head) == ("int4", "int8", "int4")
+    assert (asked.graphs, asked.overlap) == (False, False)
+    monkeypatch.setenv("LMTOP_KV", "int4")
+    monkeypatch.setenv("LMTOP_EAGER", "no")
+    asked = parse(["chat", "m", "--weights", "16", "--overlap"]).engine_config()
+    assert (asked.weights, asked.kv, asked.graphs, asked.overlap) == ("16", "int4", True, True)
+
+
+@pytest.mark.parametrize(
+    ("file", "variables", "flags", "kv"),
+    [
+        ("", {}, ["--quant-policy", "0"], "16"),
+        ("", {}, ["--quant-policy", "8"], "int8"),
+        ("", {}, ["--quant-policy", "4"], "int4"),
+        ("", {}, ["--quant-policy", "4", "--kv", "int4"], "int4"),
+        ("", {}, ["--quant-policy", "8", "--kv", "auto"], "int8"),
+        ("quant_policy = 8", {}, [], "int8"),
+        ("quant_policy = 8", {}, ["--kv", "16"], "16"),
+        ('kv = "int8"', {}, ["--quant-policy", "4"], "int4"),
+        ('kv = "int8"', {"LMTOP_QUANT_POLICY": "0"}, [], "16"),
+        ("quant_policy = 8", {"LMTOP_KV": "int4"}, [], "int4"),
+        ("", {"LMTOP_QUANT_POLICY": "4"}, ["--kv=int8"], "int8"),
+    ],
+)
+def test_quant_policy_is_another_name_of_kv(
+    config: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    file: str,
+    variables: dict[str, str],
+    flags: list[str],
+    kv: str,
+) -> None:
+    config.write_text(f"[engine]\n{file}\n")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert parse(["chat", "m", *flags]).engine_config().kv == kv
+
+
+def test_two_names_that_contradict_each_other_in_one_source_are_refused(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UsageError, match=r"--kv = int8 and --quant-policy = 4 \(which is int4\)"):
+        parse(["chat", "m", "--kv", "int8", "--quant_policy", "4"])
+    config.write_text('[engine]\nkv = "16"\nquant_policy = 8\n')
+    with pytest.raises(UsageError, match="kv = 16 and quant_policy = 8"):
+        parse(["list"])
+    config.write_text("")
+    monkeypatch.setenv("LMTOP_KV", "int4")
+    monkeypatch.setenv("LMTOP_QUANT_POLICY", "0")
+    with pytest.raises(UsageError, match="LMTOP_KV = int4 and LMTOP_QUANT_POLICY = 0"):
+        parse(["chat", "m"])
+    monkeypatch.delenv("LMTOP_KV")
+    with pytest.raises(UsageError, match="--quant-policy = '2': must be one of 0, 4, 8"):
+        parse(["chat", "m", "--quant-policy", "2"])
+
+
+def test_the_changed_meaning_of_policy_4_is_said_once_and_only_where_it_is_used(
+    config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def said(*argv: str) -> str:
+        parse(argv)
+        return capsys.readouterr().err
+
+    assert said("generate", "m", "hi", "--quant-policy", "4").count("before, the number meant int8") == 1
+    assert said("generate", "m", "hi", "--quant-policy", "8") == ""
+    assert said("generate", "m", "hi", "--kv", "int4") == ""
+    monkeypatch.setenv("LMTOP_QUANT_POLICY", "4")
+    assert "int8" in said("chat", "m")
+    assert said("chat", "m", "--kv", "int8") == said("top") == ""

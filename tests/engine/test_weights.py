@@ -60,9 +60,13 @@ def test_stored_dtypes(tmp_path: Path, stored: torch.dtype) -> None:
     assert torch.equal(weights.embed, changed["model.embed_tokens.weight"].float())
 
 
-def test_pieces_smaller_than_a_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("chunk", "part"), [(300, 4 << 20), (300, 64), (32 << 20, 1000)])
+def test_pieces_smaller_than_a_tensor_read_by_several_threads(
+    chunk: int, part: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = load(checkpoint("chatglm2"))
-    monkeypatch.setattr("lmtop.engine.weights.CHUNK_BYTES", 300)
+    monkeypatch.setattr("lmtop.engine.weights.CHUNK_BYTES", chunk)
+    monkeypatch.setattr("lmtop.engine.weights.PART_BYTES", part)
     pieces = load(checkpoint("chatglm2"))
     assert torch.equal(whole.layers[1].qkv.weight, pieces.layers[1].qkv.weight)
     assert torch.equal(whole.layers[1].down.weight, pieces.layers[1].down.weight)
@@ -90,8 +94,12 @@ def test_nan_in_weights_is_told(tmp_path: Path, value: float) -> None:
     assert load(llama_dir.write(tmp_path / "n")).notices == ()
 
 
-def test_a_file_cut_after_its_header_was_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", [4 << 20, 100])
+def test_a_file_cut_after_its_header_was_read(
+    tmp_path: Path, part: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """M19, while loading."""
+    monkeypatch.setattr("lmtop.engine.weights.PART_BYTES", part)
     files = read_spec(llama_dir.write(tmp_path / "m"))
     os.truncate(tmp_path / "m" / "model.safetensors", 4000)
     with pytest.raises(ModelError, match="the file became shorter while it was read"):

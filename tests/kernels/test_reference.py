@@ -36,8 +36,13 @@ def expected(q: Tensor, keys: Tensor, values: Tensor, position: int, window: int
     return torch.cat(out).float()
 
 
-def batch_args() -> tuple[Tensor, Tensor]:
+def still(positions: Tensor, lengths: Tensor | int) -> tuple[Tensor, Tensor]:
+    """A rotary that turns nothing."""
     return torch.ones(1, 1, D), torch.zeros(1, 1, D)
+
+
+def decode_plan(positions: list[int], tables: Tensor, cache: Tensor, window: int | None) -> reference.Batch:
+    return reference.plan_decode(still, torch.tensor(positions), 0, tables, None, cache, (window,))
 
 
 @pytest.mark.parametrize("window", [None, 1, 3, 100])
@@ -45,11 +50,21 @@ def batch_args() -> tuple[Tensor, Tensor]:
 def test_attn_decode(cache: Tensor, positions: list[int], window: int | None) -> None:
     tables = torch.tensor([[7, 2, 9], [1, 11, 4], [3, 0, 0], [8, 5, 0]])[: len(positions)]
     q = torch.randn(len(positions), H, D)
-    batch = reference.plan_decode(torch.tensor(positions), tables.int(), cache, (window,), *batch_args())
+    batch = decode_plan(positions, tables.int(), cache, window)
     got = reference.attn_decode(q, cache, batch, ops.AttentionParams(SCALE, window))
     for row, position in enumerate(positions):
         keys, values = table(cache, tables[row].tolist())
         assert torch.allclose(got[row], expected(q[row], keys, values, position, window), atol=1e-6)
+
+
+def test_rows_pick_their_tables(cache: Tensor) -> None:
+    tables = torch.tensor([[0, 0, 0], [1, 11, 4], [7, 2, 9]])
+    picked = reference.plan_decode(
+        still, torch.tensor([10, 4]), 0, tables, torch.tensor([2, 1]), cache, (None,)
+    )
+    straight = decode_plan([10, 4], tables[[2, 1]], cache, None)
+    assert torch.equal(picked.slots, straight.slots)
+    assert torch.equal(picked.blocks, straight.blocks)
 
 
 @pytest.mark.parametrize("tile", [1 << 23, 100, 1])
@@ -61,8 +76,8 @@ def test_attn_prefill(
     monkeypatch.setattr(reference, "SCORES", tile)
     blocks = [7, 2, 9]
     q = torch.randn(count, H, D)
-    positions = torch.arange(start, start + count)
-    batch = reference.plan_prefill(positions, start, torch.tensor(blocks), cache, (window,), *batch_args())
+    chunk = ops.Chunk(start, count, 0, torch.tensor(blocks))
+    (batch,) = reference.plan_prefill(still, [chunk], cache, (window,))
     got = reference.attn_prefill(q, cache, batch, ops.AttentionParams(SCALE, window))
     keys, values = table(cache, blocks)
     for row in range(count):
@@ -116,7 +131,9 @@ def test_rope_kv_write(rope_dim: int, dtype: torch.dtype) -> None:
                 c, s = math.cos(angle[row, i]), math.sin(angle[row, i])
                 want[row, head, i], want[row, head, i + rope_dim // 2] = a * c - b * s, b * c + a * s
     tables = torch.tensor([[7, 2, 9], [1, 11, 4]])
-    batch = reference.plan_decode(torch.tensor([5, 9]), tables, cache, (None,), cos, sin)
+    batch = reference.plan_decode(
+        lambda positions, lengths: (cos, sin), torch.tensor([5, 9]), 0, tables, None, cache, (None,)
+    )
     q = reference.rope_kv_write(qkv, H, batch, cache, None, 1e-6)
     tolerance = 1e-5 if dtype == torch.float32 else 0.05
     assert torch.allclose(q.float(), want[:, :H], atol=tolerance)
@@ -129,7 +146,7 @@ def test_query_and_key_gains_come_before_rotation() -> None:
     cache, gain = torch.zeros(3, SIZE, 2 * K, D), torch.randn(H + K, D)
     qkv = torch.randn(1, (H + 2 * K) * D)
     heads = qkv.view(1, H + 2 * K, D).clone()
-    batch = reference.plan_decode(torch.tensor([0]), torch.tensor([[2]]), cache, (None,), *batch_args())
+    batch = decode_plan([0], torch.tensor([[2]]), cache, None)
     q = reference.rope_kv_write(qkv, H, batch, cache, gain, 1e-6)
     normed = heads[:, : H + K] / (heads[:, : H + K].pow(2).mean(-1, keepdim=True) + 1e-6).sqrt() * gain
     assert torch.allclose(q, normed[:, :H], atol=1e-6)
@@ -168,15 +185,13 @@ def test_soft_caps_slopes_and_sinks(cache: Tensor, name: str) -> None:
     params = SPECIAL[name]
     tables, positions = torch.tensor([[7, 2, 9], [1, 11, 4]]), [10, 4]
     q = torch.randn(11, H, D)
-    batch = reference.plan_decode(
-        torch.tensor(positions), tables.int(), cache, (params.window,), *batch_args()
-    )
+    batch = decode_plan(positions, tables.int(), cache, params.window)
     got = reference.attn_decode(q[:2], cache, batch, params)
     for row, position in enumerate(positions):
         keys, values = table(cache, tables[row].tolist())
         assert torch.allclose(got[row], special(q[row], keys, values, position, params), atol=1e-6)
     keys, values = table(cache, tables[0].tolist())
-    chunk = reference.plan_prefill(torch.arange(11), 0, tables[0], cache, (params.window,), *batch_args())
+    (chunk,) = reference.plan_prefill(still, [ops.Chunk(0, 11, 0, tables[0])], cache, (params.window,))
     got = reference.attn_prefill(q, cache, chunk, params)
     for position in range(11):
         assert torch.allclose(got[position], special(q[position], keys, values, position, params), atol=1e-6)

@@ -138,3 +138,23 @@ def test_logprobs_are_the_raw_log_softmax() -> None:
         assert values[row].tolist() == sorted(values[row].tolist(), reverse=True)
         assert values[row].tolist() == pytest.approx(reference[row, ids[row]].tolist(), abs=1e-5)
         assert ids[row].tolist() == reference[row].argsort(descending=True)[:20].tolist()
+
+
+@pytest.mark.parametrize("top_k", [300, 1000, 5000])
+def test_top_p_after_a_wide_top_k_counts_the_whole_of_it(top_k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mass that top-p is a share of is that of all k, though the cut lies among the first candidates."""
+    scores = torch.randn(64, 20_000, generator=torch.Generator().manual_seed(3)) * 0.3
+    scores -= scores.amax(-1, keepdim=True)
+    keys = sampling.row_keys(torch.arange(64), torch.arange(64))
+    words = sampling.token_words(20_000, CPU)
+    args = (
+        scores,
+        keys,
+        words,
+        torch.full((64, 1), top_k),
+        torch.full((64, 1), 0.5, dtype=torch.float64),
+        None,
+    )
+    drawn = sampling.draw_filtered(*args)
+    monkeypatch.setattr(sampling, "_WIDTHS", ())  # sort the whole row at once
+    assert torch.equal(drawn, sampling.draw_filtered(*args))

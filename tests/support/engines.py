@@ -30,9 +30,12 @@ class Client:
         self.backend = backend
         self.mailbox: Mailbox = backend.open()
         self.events: list[Event] = []
+        self._ended: set[str] = set()
 
     def pump(self) -> None:
-        self.events += self.mailbox.drain()
+        fresh = self.mailbox.drain()
+        self._ended.update(event.id for event in fresh if isinstance(event, (Finished, Failed)))
+        self.events += fresh
 
     def state(self) -> ModelState:
         self.pump()
@@ -69,8 +72,7 @@ class Client:
 
         def ended() -> bool:
             self.pump()
-            done = {event.id for event in self.events if isinstance(event, (Finished, Failed))}
-            return ids <= done
+            return ids <= self._ended
 
         until(ended, f"the end of {len(ids)} requests", deadline_s)
 
@@ -90,3 +92,16 @@ def loaded(directory: Path, faults: Faults = NONE, **config: object) -> tuple[Lo
     state = client.load(EngineConfig(str(directory), **config))  # type: ignore[arg-type]
     assert state.status == "ready", state.message
     return backend, client
+
+
+def ledger(backend: LocalBackend) -> bool:
+    """Idle, and every block accounted for."""
+    kv = backend.snapshot().kv
+    snapshot = backend.snapshot()
+    return (
+        kv is not None
+        and not snapshot.slots
+        and not snapshot.queue
+        and kv.used == 0
+        and kv.free + kv.cached == kv.total - 1
+    )

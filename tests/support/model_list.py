@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 from lmtop.engine.architecture import Spec
-from lmtop.engine.config import DeviceInfo
+from lmtop.engine.config import DeviceInfo, ModelSizes
 from lmtop.engine.loader import sizes_of
 from lmtop.engine.models import Found
 from lmtop.engine.spec import ModelFiles
@@ -14,6 +15,8 @@ from lmtop.tui.plans import Survey
 
 GIB = 1 << 30
 DEVICE = DeviceInfo("cpu", "CPU", 64 * GIB, 50 * GIB)
+GPU = DeviceInfo("cuda", "NVIDIA H200", 141 * GIB, 126 * GIB, 90)
+SMALL_GPU = DeviceInfo("cuda", "NVIDIA GeForce RTX 3060", 12 * GIB, 11 * GIB, 86)
 
 
 def model(
@@ -84,8 +87,14 @@ MODELS = (
 )
 
 
+def _sizes(files: ModelFiles) -> ModelSizes:
+    """All but embedding and head is matrices of the layers."""
+    outside = 2 * files.spec.vocab * files.spec.hidden
+    return replace(sizes_of(files), matrices=max(files.parameters - outside, files.parameters // 2))
+
+
 def survey_of(*models: Found, device: DeviceInfo | None = DEVICE, problem: str = "") -> Survey:
     """What the dialog finds: `MODELS` unless others are given."""
     found = models or MODELS
-    sizes = {item.name: sizes_of(item.files) for item in found if item.files is not None}
+    sizes = {item.name: _sizes(item.files) for item in found if item.files is not None}
     return Survey(found, sizes, device, problem)

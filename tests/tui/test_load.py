@@ -14,12 +14,13 @@ from support.dialogs import program, running, same_everywhere, screen_text, styl
 from support.fake_backend import NO_MODEL, READY, FakeBackend, FakeTelemetry
 from support.hub_server import Hub
 from support.llama import write_llama
-from support.model_list import DEMO, DEVICE, GIB, broken, model, survey_of
+from support.model_list import DEMO, DEVICE, GIB, GPU, SMALL_GPU, broken, model, survey_of
 from support.waiting import wait_until
 from textual.color import Color
 from textual.pilot import Pilot
 
-from lmtop.engine.config import EngineConfig
+from lmtop.engine import devices
+from lmtop.engine.config import DeviceInfo, EngineConfig
 from lmtop.engine.local import LocalBackend
 from lmtop.engine.types import ModelState, UsageError
 from lmtop.tui import plans
@@ -28,6 +29,7 @@ from lmtop.tui.plans import Fields, Typed, matching
 from lmtop.tui.render.glyphs import ASCII, UNICODE
 from lmtop.tui.screens import load
 from lmtop.tui.screens.load import LoadDialog
+from lmtop.tui.widgets.choice import Choice
 from lmtop.tui.widgets.field import Field
 from lmtop.tui.widgets.models import ModelList
 from lmtop.tui.widgets.panel import Panel
@@ -39,7 +41,7 @@ CONFIG = EngineConfig("demo")
 def found(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the dialog finds; a test may put another survey there."""
     told = {"survey": survey_of()}
-    monkeypatch.setattr(load, "survey", lambda config: told["survey"])
+    monkeypatch.setattr(load, "survey", lambda config, reclaim: told["survey"])
     return told
 
 
@@ -216,7 +218,7 @@ async def test_what_does_not_fit_is_red_and_says_by_how_much_and_what_would_fit(
         assert "does not fit:" in text and "GiB more than the" in text
         assert "largest context that would fit is" in text
         red = app.get_css_variables()["error"]
-        for words in ("too big", "does not fit"):
+        for words in ("G over", "does not fit"):
             assert Color.from_rich_color(styles_of(app, words)[0].color).hex == Color.parse(red).hex
         await pilot.press("ctrl+f")
         assert (backend.loads[0].force, backend.loads[0].cache_bytes) == (True, 900 * GIB)
@@ -257,23 +259,142 @@ async def test_a_bad_field_is_named_and_nothing_is_loaded() -> None:
             widget.value = good
 
 
+def fields(**typed: str) -> Fields:
+    """The dialog's fields, all as the program chooses but these."""
+    nothing = {"dtype": "auto", "weights": "auto", "kv": "auto", "context": "", "slots": "", "cache": ""}
+    return Fields(**(nothing | typed))
+
+
 def test_fields_describe_the_intent_and_give_it_back() -> None:
-    config = replace(CONFIG, dtype="bfloat16", session_len=4096, max_batch_size=3, cache_bytes=2 * GIB)
+    config = replace(
+        CONFIG,
+        dtype="bfloat16",
+        weights="int4",
+        kv="int8",
+        session_len=4096,
+        max_batch_size=3,
+        cache_bytes=2 * GIB,
+    )
     assert Fields.of(config).apply(CONFIG, "m") == replace(config, model="m")
-    empty = Fields("auto", "", "", "")
+    empty = fields()
     assert empty.apply(replace(CONFIG, max_batch_size=5), "m") == replace(CONFIG, model="m", max_batch_size=5)
-    assert Fields("auto", "32k", "8", "").apply(CONFIG, "m").session_len == 32768
+    assert fields(context="32k", slots="8").apply(CONFIG, "m").session_len == 32768
     with pytest.raises(UsageError, match="context"):
-        Fields("auto", "1.5", "", "").apply(CONFIG, "m")
+        fields(context="1.5").apply(CONFIG, "m")
 
 
-def test_rows_of_the_table_keep_their_columns() -> None:
-    for item in survey_of().models:
-        if item.files is None:
-            continue
-        _, rows = plans.prediction(CONFIG, survey_of().sizes[item.name], DEVICE, 76, UNICODE)
-        ends = [len("".join(text for text, _ in row)) for row in rows]
-        assert max(ends) <= 76 and len(rows) == 5
+def table(config: EngineConfig, name: str, device: DeviceInfo) -> list[str]:
+    """The rows of a prediction, 76 cells wide."""
+    (sizes,) = [sizes for key, sizes in survey_of().sizes.items() if name in key]
+    _, rows = plans.prediction(config, sizes, device, 76, UNICODE)
+    return ["".join(text for text, _ in row) for row in rows]
+
+
+@pytest.mark.parametrize("device", [DEVICE, GPU, SMALL_GPU], ids=lambda device: device.name)
+@pytest.mark.parametrize("name", ["demo", "Llama", "Qwen", "mistral-large"])
+def test_rows_of_the_table_keep_their_columns(name: str, device: DeviceInfo) -> None:
+    rows = table(CONFIG, name, device)
+    assert max(map(len, rows)) <= 76 and len(rows) == plans.TABLE
+    assert len({len(row.split(" tok ")[0]) for row in rows[1:-1]}) == 1
+
+
+def test_a_gpu_shows_each_of_the_six_policies() -> None:
+    header, *rows, bar = table(replace(CONFIG, weights="int4", kv="int8"), "Llama", GPU)
+    assert header.split() == ["VRAM", "weights", "KV/token", "KV", "holds", "workspace", "in", "all"]
+    assert [row[2:].split()[0] for row in rows] == [
+        "bf16/bf16", "bf16/int8", "bf16/int4", "int4/bf16", "int4/int8", "int4/int4"
+    ]  # fmt: skip
+    assert [row[0] for row in rows] == [" "] * 4 + ["▸", " "]
+    figures = [row[2:].split() for row in rows]
+    assert [row[1] for row in figures] == ["15.0G"] * 3 + ["5.4G"] * 3
+    assert [row[2] for row in figures] == ["128K", "66K", "34K"] * 2
+    assert [row[3] for row in figures[:3]] == ["705k", "1.3M", "2.6M"]
+    assert all(row.endswith("  fits") for row in rows) and bar.endswith("102G of 126G free")
+    chosen = table(replace(CONFIG, dtype="float16"), "Llama", GPU)
+    assert chosen[1].startswith("▸ fp16/fp16") and chosen[6].startswith("  int4/int4")
+
+
+def test_what_does_not_fit_on_a_small_gpu_says_by_how_much() -> None:
+    asked = replace(CONFIG, session_len=8192)
+    rows = table(asked, "Llama", SMALL_GPU)[1:-1]
+    assert [row.split("  ")[-1] for row in rows] == [
+        "5.9G over",
+        "5.4G over",
+        "5.2G over",
+        "fits",
+        "fits",
+        "fits",
+    ]
+    rows = table(replace(asked, cache_bytes=GIB // 2), "Llama", SMALL_GPU)[1:-1]
+    assert [row.split("  ")[-1] for row in rows[3:]] == ["KV small", "KV small", "fits"]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "names", "marked"),
+    [
+        ({}, "fp32/fp32 bf16/bf16 fp32/int8 int4/fp32 int4/int8 int4/int4", 0),
+        ({"kv": "int4"}, "fp32/fp32 bf16/bf16 fp32/int4 int4/fp32 int4/int8 int4/int4", 2),
+        ({"dtype": "bfloat16"}, "fp32/fp32 bf16/bf16 bf16/int8 int4/bf16 int4/int8 int4/int4", 1),
+        (
+            {"dtype": "float16", "weights": "int4"},
+            "fp32/fp32 fp16/fp16 fp16/int8 int4/fp16 int4/int8 int4/int4",
+            3,
+        ),
+    ],
+)
+def test_the_cpu_compares_types_as_well_and_always_marks_the_chosen(
+    chosen: dict[str, Any], names: str, marked: int
+) -> None:
+    header, *rows, _ = table(replace(CONFIG, **chosen), "demo", DEVICE)
+    assert header.split()[0] == "RAM"
+    assert [row[2:].split()[0] for row in rows] == names.split()
+    assert [row[0] == "▸" for row in rows] == [place == marked for place in range(6)]
+
+
+async def test_weights_and_kv_are_chosen_with_the_keys_and_loaded(found: dict[str, Any]) -> None:
+    found["survey"] = survey_of(device=GPU)
+    backend = FakeBackend()
+    async with running(backend, (80, 24)) as (app, pilot):
+        await opened(app, pilot)
+        await mark(app, pilot, "Llama")
+        assert "▸ bf16/bf16" in screen_text(app)
+        await pilot.press("tab", "tab", "right", "right")
+        assert "▸ int4/bf16" in screen_text(app)
+        await pilot.press("tab", "left")
+        assert "▸ int4/int4" in screen_text(app) and "int4/int8" in screen_text(app)
+        choices = app.screen.query(Choice)
+        assert [choice.id for choice in choices if "selected" in dict(choice._rows[0]).values()] == ["kv"]
+        await pilot.press("enter")
+        assert (backend.loads[0].weights, backend.loads[0].kv) == ("int4", "int4")
+
+
+async def test_a_type_that_the_gpu_does_not_have_is_named(found: dict[str, Any]) -> None:
+    found["survey"] = survey_of(device=GPU)
+    async with running(FakeBackend(), (80, 24)) as (app, pilot):
+        await opened(app, pilot)
+        await pilot.press("tab", "right")
+        assert "a GPU computes in float16 or bfloat16" in " ".join(screen_text(app).split())
+
+
+async def test_a_gpu_in_vain_is_said_and_what_is_loaded_counts_as_free(
+    found: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, int]] = []
+
+    def device_info(wanted: str, reclaim: int) -> DeviceInfo:
+        asked.append((wanted, reclaim))
+        return replace(DEVICE, notice="running on the CPU, not on NVIDIA H200: CuPy is missing")
+
+    monkeypatch.setattr(devices, "device_info", device_info)
+    monkeypatch.setattr(load, "survey", plans.survey)
+    backend = FakeBackend()
+    async with running(backend) as (app, pilot):
+        await opened(app, pilot)
+        await mark(app, pilot, "demo")
+        assert "not on NVIDIA H200: CuPy is missing" in said(app)
+    memory = backend.snapshot().memory
+    assert memory is not None
+    assert asked == [("auto", memory.weights + memory.kv_used + memory.kv_rest)]
 
 
 # --- loading -----------------------------------------------------------------------------------------------------
@@ -486,5 +607,20 @@ def test_load_dialog_with_a_model_that_does_not_fit(size: tuple[int, int], snap_
             await wait_until(pilot, lambda: app.chat.session is not None)
             await opened(app, pilot)
             await pilot.press("down", "down", "down")
+
+        assert snap_compare(app, terminal_size=size, run_before=play)
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 40), (200, 60)], ids=lambda s: f"{s[0]}x{s[1]}")
+def test_load_dialog_on_a_gpu(size: tuple[int, int], snap_compare: Any, found: dict[str, Any]) -> None:
+    """Six policies, some of which do not fit."""
+    found["survey"] = survey_of(device=SMALL_GPU)
+    with same_everywhere():
+        app = program(FakeBackend())
+
+        async def play(pilot: Pilot[Any]) -> None:
+            await wait_until(pilot, lambda: app.chat.session is not None)
+            await opened(app, pilot)
+            await pilot.press("down", "tab", "tab", "right", "right", "tab", "right", "right")
 
         assert snap_compare(app, terminal_size=size, run_before=play)

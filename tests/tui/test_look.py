@@ -36,7 +36,7 @@ MINE = 'dark = true\n[colors]\nprimary = "teal"\nforeground = "#abcdef"\nbackgro
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The user's folder of themes."""
     monkeypatch.setattr(themes, "folder", lambda: tmp_path)
-    monkeypatch.setattr(load, "survey", lambda config: survey_of())
+    monkeypatch.setattr(load, "survey", lambda config, reclaim: survey_of())
     with same_everywhere():
         yield tmp_path
 

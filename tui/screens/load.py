@@ -14,9 +14,23 @@ from textual.message import Message
 from textual.widgets import Label
 
 from ...engine.config import EngineConfig
+from ...engine.memory import given_back
 from ...engine.text import one_line
 from ...engine.types import LmtopError, ModelState
-from ..plans import POLICIES, Fields, Item, Survey, Typed, matching, prediction, survey, verdict
+from ..plans import (
+    DTYPES,
+    KVS,
+    TABLE,
+    WEIGHTS,
+    Fields,
+    Item,
+    Survey,
+    Typed,
+    matching,
+    prediction,
+    survey,
+    verdict,
+)
 from ..render.lines import Row, wrap_text
 from ..widgets.choice import Choice
 from ..widgets.field import Field
@@ -29,7 +43,7 @@ if TYPE_CHECKING:
     from ..app import LmtopApp
 
 BAR = 24
-ROWS = 20  # of the dialog beside the list of models, blank ones included
+ROWS = 16 + TABLE  # of the dialog beside the list of models, blank ones included
 WELCOME = (
     "Welcome to lmtop. Press enter to chat with demo, a small built-in model; or choose another, or type a "
     "directory or a Hugging Face hub id."
@@ -89,13 +103,16 @@ class LoadDialog(Dialog[None]):
                 yield Panel(glyphs=glyphs, id="welcome")
             yield Field(placeholder="filter, directory or hub id (owner/name)", id="filter")
             yield ModelList(glyphs=glyphs, id="models")
-            with Horizontal(id="fields"):
-                yield Choice("type", ("auto", *POLICIES), fields.dtype, glyphs=glyphs, id="dtype")
+            with Horizontal(classes="fields"):
+                yield Choice("type", DTYPES, fields.dtype, glyphs=glyphs, id="dtype")
+                yield Choice("weights", WEIGHTS, fields.weights, glyphs=glyphs, id="weights")
+                yield Choice("KV", KVS, fields.kv, glyphs=glyphs, id="kv")
+            with Horizontal(classes="fields", id="sizes"):
                 yield Label("context")
                 yield Field(fields.context, placeholder="model's", id="context")
                 yield Label("slots")
                 yield Field(fields.slots, placeholder=str(self._config.max_batch_size), id="slots")
-                yield Label("KV cache")
+                yield Label("cache")
                 yield Field(fields.cache, placeholder="auto", id="cache")
             yield Panel(glyphs=glyphs, id="prediction")
             yield Panel(glyphs=glyphs, id="status")
@@ -114,7 +131,8 @@ class LoadDialog(Dialog[None]):
     @work(thread=True)
     def _look(self) -> None:
         """Look at the disk without holding up the screen."""
-        self.post_message(self.Surveyed(survey(self._config)))
+        loaded = self.app.backend.snapshot().memory if self.app.backend is not None else None
+        self.post_message(self.Surveyed(survey(self._config, given_back(loaded))))
 
     @on(Surveyed)
     def _surveyed(self, event: Surveyed) -> None:
@@ -167,10 +185,9 @@ class LoadDialog(Dialog[None]):
     @property
     def fields(self) -> Fields:
         """The fields as typed."""
-        context, slots, cache = (
-            self.query_one(f"#{name}", Field).value for name in ("context", "slots", "cache")
-        )
-        return Fields(self.query_one("#dtype", Choice).value, context, slots, cache)
+        chosen = {name: self.query_one(f"#{name}", Choice).value for name in ("dtype", "weights", "kv")}
+        typed = {name: self.query_one(f"#{name}", Field).value for name in ("context", "slots", "cache")}
+        return Fields(**chosen, **typed)
 
     @on(Field.Changed, "#context, #slots, #cache")
     @on(Choice.Changed)

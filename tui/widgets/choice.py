@@ -69,8 +69,6 @@ class Choice(Chrome, can_focus=True):
     def on_click(self, event: events.Click) -> None:
         self.action_step(-1 if event.x <= cell_len(self._label) + 1 else 1)
 
-    def on_focus(self) -> None:
-        self.redraw()
-
-    def on_blur(self) -> None:
+    def watch_has_focus(self, focused: bool) -> None:
+        super().watch_has_focus(focused)
         self.redraw()
