@@ -23,7 +23,7 @@ from ..kernels.ops import Chunk
 from .faults import NONE, Faults
 from .inference import inference
 from .model import Decoder
-from .runner import is_out_of_memory
+from .runner import allocating
 from .types import RowOutput, RowStart, StepOutput, StepPlan, Work
 
 SLOTS = 4  # of results: a decode and a prefill part of two steps under way
@@ -120,13 +120,8 @@ class GraphRunner:
     def launch(self, plan: StepPlan) -> LaunchedGraph:
         """Start a step; MemoryError when the device has no room for it (the step then did not happen, and
         `reset` is due)."""
-        try:
-            with self._on_stream():
-                return self._launch(plan)
-        except RuntimeError as error:
-            if is_out_of_memory(error):
-                raise MemoryError(str(error)) from error
-            raise
+        with allocating(), self._on_stream():
+            return self._launch(plan)
 
     def collect(self, launched: LaunchedGraph) -> StepOutput:
         """Wait for a step and bring its results to the host."""

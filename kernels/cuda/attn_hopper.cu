@@ -162,8 +162,8 @@ INLINE void compute(Shared& s, const Problem& p, const Scoring& how, int group, 
     float weights[KEYS / 2], o[HEAD_DIM / 2];
     u32 a[KEYS / 4];
 
-    barrier_wait(&s.q_full, tile++ & 1);
-    barrier_wait(&s.k_full[stage], parity);
+    mbar_wait(&s.q_full, tile++ & 1);
+    mbar_wait(&s.k_full[stage], parity);
     arrived_fence();
     named_sync(turn, 256);
     wgmma_fence();
@@ -174,7 +174,7 @@ INLINE void compute(Shared& s, const Problem& p, const Scoring& how, int group, 
     for (int i = 0; i < HEAD_DIM / 2; i++) o[i] = 0.f;
     wgmma_wait<0>();
     pin(weights);
-    if (lane == 0) barrier_arrive(&s.k_empty[stage]);
+    if (lane == 0) mbar_arrive(&s.k_empty[stage]);
     softmax(weights, rows, how, work.begin, low, high);
     to_weights(a, weights);
 
@@ -182,7 +182,7 @@ INLINE void compute(Shared& s, const Problem& p, const Scoring& how, int group, 
       const int before = stage;
       const u32 before_parity = parity;
       if (++stage == STAGES) stage = 0, parity ^= 1;
-      barrier_wait(&s.k_full[stage], parity);
+      mbar_wait(&s.k_full[stage], parity);
       arrived_fence();
       named_sync(turn, 256);
       pin(a);
@@ -190,7 +190,7 @@ INLINE void compute(Shared& s, const Problem& p, const Scoring& how, int group, 
       wgmma_fence();
       scores(weights, q, smem_address(s.k[stage]));
       wgmma_commit();
-      barrier_wait(&s.v_full[before], before_parity);
+      mbar_wait(&s.v_full[before], before_parity);
       arrived_fence();
       wgmma_fence();
       outputs(o, a, smem_address(s.v[before]));
@@ -198,19 +198,19 @@ INLINE void compute(Shared& s, const Problem& p, const Scoring& how, int group, 
       named_arrive(other, 256);
       wgmma_wait<1>();
       pin(weights);
-      if (lane == 0) barrier_arrive(&s.k_empty[stage]);
+      if (lane == 0) mbar_arrive(&s.k_empty[stage]);
       softmax(weights, rows, how, at, low, high);
       wgmma_wait<0>();
       pin(o);
-      if (lane == 0) barrier_arrive(&s.v_empty[before]);
+      if (lane == 0) mbar_arrive(&s.v_empty[before]);
 #pragma unroll
       for (int n = 0; n < HEAD_DIM / 8; n++)
 #pragma unroll
         for (int e = 0; e < 4; e++) o[n * 4 + e] *= rows.keep[e / 2];
       to_weights(a, weights);
     }
-    if (lane == 0) barrier_arrive(&s.q_empty);
-    barrier_wait(&s.v_full[stage], parity);
+    if (lane == 0) mbar_arrive(&s.q_empty);
+    mbar_wait(&s.v_full[stage], parity);
     arrived_fence();
     pin(a);
     pin(o);
@@ -219,7 +219,7 @@ INLINE void compute(Shared& s, const Problem& p, const Scoring& how, int group, 
     wgmma_commit();
     wgmma_wait<0>();
     pin(o);
-    if (lane == 0) barrier_arrive(&s.v_empty[stage]);
+    if (lane == 0) mbar_arrive(&s.v_empty[stage]);
     if (++stage == STAGES) stage = 0, parity ^= 1;
     store(o, rows, p, work, warp_row);
   }
@@ -237,13 +237,13 @@ extern "C" __global__ void __launch_bounds__(384, 1)
   const Problem p = {q,        cache,  table, out,  parts,                               tokens, start, heads, kv_heads,
                      q_stride, window, group, rows, (rows + ROWS - 1) / ROWS * kv_heads, splits};
   if (threadIdx.x == 0) {
-    barrier_init(&s.q_full, 2 * LOADERS);
-    barrier_init(&s.q_empty, 8);
+    mbar_init(&s.q_full, 2 * LOADERS);
+    mbar_init(&s.q_empty, 8);
     for (int i = 0; i < STAGES; i++) {
-      barrier_init(&s.k_full[i], LOADERS);
-      barrier_init(&s.v_full[i], LOADERS);
-      barrier_init(&s.k_empty[i], 8);
-      barrier_init(&s.v_empty[i], 8);
+      mbar_init(&s.k_full[i], LOADERS);
+      mbar_init(&s.v_full[i], LOADERS);
+      mbar_init(&s.k_empty[i], 8);
+      mbar_init(&s.v_empty[i], 8);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }

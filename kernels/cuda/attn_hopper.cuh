@@ -2,21 +2,11 @@
 // P in registers and V read across.
 #pragma once
 #include "attn_prefill.cuh"
+#include "hopper.cuh"
 
-INLINE void barrier_init(u64* bar, int count) {
-  asm volatile("mbarrier.init.shared.b64 [%0],%1;" ::"r"(smem_address(bar)), "r"(count) : "memory");
-}
-INLINE void barrier_arrive(u64* bar) {
-  asm volatile("mbarrier.arrive.shared.b64 _,[%0];" ::"r"(smem_address(bar)) : "memory");
-}
 // This thread's arrival, once all of its cp.async up to here have landed.
-INLINE void barrier_arrive_async(u64* bar) {
+INLINE void mbar_arrive_async(u64* bar) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(smem_address(bar)) : "memory");
-}
-INLINE void barrier_wait(u64* bar, u32 parity) {
-  asm volatile(
-      "{.reg .pred done; again: mbarrier.try_wait.parity.shared.b64 done,[%0],%1; @!done bra again;}" ::"r"(smem_address(bar)),
-      "r"(parity) : "memory");
 }
 // cp_async16 of common.cuh for an address that is known in shared memory; `bytes` 16, or 0 to write zeros.
 INLINE void copy_async(u32 to, const void* from, int bytes) {
@@ -34,21 +24,6 @@ INLINE void named_sync(int id, int threads) { asm volatile("bar.sync %0,%1;" ::"
 INLINE void named_arrive(int id, int threads) { asm volatile("bar.arrive %0,%1;" ::"r"(id), "r"(threads) : "memory"); }
 template <int COUNT> INLINE void more_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT)); }
 template <int COUNT> INLINE void fewer_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT)); }
-
-INLINE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-INLINE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-template <int PENDING> INLINE void wgmma_wait() {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
-}
-// Keeps the compiler from moving uses of registers across a fence or a wait.
-template <int COUNT> INLINE void pin(float (&d)[COUNT]) {
-#pragma unroll
-  for (int i = 0; i < COUNT; i++) asm volatile("" : "+f"(d[i])::"memory");
-}
-template <int COUNT> INLINE void pin(u32 (&a)[COUNT]) {
-#pragma unroll
-  for (int i = 0; i < COUNT; i++) asm volatile("" : "+r"(a[i])::"memory");
-}
 
 // Matrix descriptor (PTX ISA, "Matrix descriptor format"): rows of 64 numbers = 128 bytes under the 128-byte swizzle,
 // groups of 8 rows 1,024 bytes apart; `slab`: bytes between columns 64 apart, where the matrix is read across. The low

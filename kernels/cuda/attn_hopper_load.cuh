@@ -93,7 +93,7 @@ struct Loader {
   INLINE void fetch(u8* to, int offset, int at, u64* empty, u32 parity, u64* full) const {
     const u32 target = smem_address(to);
     int position = at + row0, block = block_of(position);
-    barrier_wait(empty, parity);
+    mbar_wait(empty, parity);
 #pragma unroll 1
     for (int r = 0; r < KEYS && has_part(); r += STEP) {
       const u8* from = base + block * block_bytes + offset + position % BLOCK_SIZE * ROW_BYTES + part * 16;
@@ -103,7 +103,7 @@ struct Loader {
         copy_async(target + place(row0 + r + n, part, KV_SLAB), from + n * ROW_BYTES, visible(position + n) ? 16 : 0);
       position += STEP;
     }
-    barrier_arrive_async(full);
+    mbar_arrive_async(full);
   }
 #else
   // The same into `to`, for `widen`.
@@ -152,7 +152,7 @@ struct Loader {
 };
 
 INLINE void load_queries(Shared& s, const Problem& p, const Work& work, int tile) {
-  barrier_wait(&s.q_empty, tile & 1 ^ 1);
+  mbar_wait(&s.q_empty, tile & 1 ^ 1);
 #pragma unroll 4
   for (int i = threadIdx.x; i < ROWS * CHUNKS; i += 2 * LOADERS) {
     const int r = i / CHUNKS, chunk = i % CHUNKS, row = work.row0 + r;
@@ -164,7 +164,7 @@ INLINE void load_queries(Shared& s, const Problem& p, const Work& work, int tile
     *(uint4*)(s.q + place(r, chunk, Q_SLAB)) = x;
   }
   proxy_fence();
-  barrier_arrive(&s.q_full);
+  mbar_arrive(&s.q_full);
 }
 
 // Half of the threads bring keys, half values: each as soon as its place is free, which it is at different times.
@@ -201,10 +201,10 @@ INLINE void load(Shared& s, const Problem& p) {
       loader.fetch(place, offset, at, empty + stage, parity, full + stage);
 #else
       cp_async_wait<0>();
-      barrier_wait(empty + stage, parity);
+      mbar_wait(empty + stage, parity);
       loader.widen(place, raw, at);
       proxy_fence();
-      barrier_arrive(full + stage);
+      mbar_arrive(full + stage);
       if (at + KEYS < work.end) loader.fetch(raw, offset, params, at + KEYS);  // not before the fence, which would wait
 #endif
       if (!values && at == work.begin) load_queries(s, p, work, tile);

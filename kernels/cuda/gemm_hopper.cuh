@@ -1,27 +1,10 @@
-// Hopper's asynchronous machinery: transaction barriers, bulk and tensor copies, warpgroup matrix products.
+// Hopper's machinery as matrix products need it: tensor copies, clusters, warpgroup products with A in registers.
 #pragma once
-#include "common.cuh"
+#include "hopper.cuh"
 
 struct alignas(64) TensorMap {
   u64 opaque[16];
 };
-
-// --- transaction barriers -----------------------------------------------------------------------------------------
-INLINE void mbar_init(u64* bar, int count) {
-  asm volatile("mbarrier.init.shared.b64 [%0],%1;" ::"r"(smem_address(bar)), "r"(count) : "memory");
-}
-INLINE void mbar_init_fence() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
-INLINE void mbar_arrive(u64* bar) {
-  asm volatile("mbarrier.arrive.shared.b64 _,[%0];" ::"r"(smem_address(bar)) : "memory");
-}
-INLINE void mbar_expect(u64* bar, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _,[%0],%1;" ::"r"(smem_address(bar)), "r"(bytes) : "memory");
-}
-INLINE void mbar_wait(u64* bar, u32 parity) {
-  asm volatile(
-      "{.reg .pred done; again: mbarrier.try_wait.parity.shared.b64 done,[%0],%1; @!done bra again;}" ::"r"(smem_address(bar)),
-      "r"(parity) : "memory");
-}
 
 // --- copies ---------------------------------------------------------------------------------------------------------
 // A box of a matrix into shared memory, reported to a barrier.
@@ -46,21 +29,6 @@ INLINE float4 ld_cluster(const float4* p, int rank) {
 }
 
 // --- warpgroup products: d[64 x BN] += a[64 x 16] * b[16 x BN] ------------------------------------------------------
-INLINE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-INLINE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-template <int PENDING> INLINE void wgmma_wait() {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
-}
-// Keeps the compiler from moving reads of accumulators above a wait, or writes of A fragments below a fence.
-template <int COUNT> INLINE void pin(u32 (&a)[COUNT]) {
-#pragma unroll
-  for (int i = 0; i < COUNT; i++) asm volatile("" : "+r"(a[i])::"memory");
-}
-template <int COUNT> INLINE void pin(float (&d)[COUNT]) {
-#pragma unroll
-  for (int i = 0; i < COUNT; i++) asm volatile("" : "+f"(d[i])::"memory");
-}
-
 // Matrix descriptor (PTX ISA, "Matrix descriptor format"): rows of 64 numbers = 128 bytes, 128-byte swizzle, groups of
 // 8 rows 1,024 bytes apart. Step j of 16 columns is 2 further.
 INLINE u64 descriptor(const void* p) {
