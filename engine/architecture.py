@@ -80,11 +80,6 @@ class Spec:
     norm_head: bool = False
 
 
-def kv_bytes_per_token(spec: Spec, dtype_bytes: int) -> int:
-    """Bytes of keys and values that one token takes in all layers."""
-    return 2 * spec.layers * spec.kv_heads * spec.head_dim * dtype_bytes
-
-
 def refuse(architecture: str, why: str) -> ModelError:
     names = (model_type for family in FAMILIES for model_type in family.model_types)
     supported = ", ".join(sorted(names, key=str.casefold))

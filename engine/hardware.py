@@ -46,7 +46,7 @@ class Hardware:
             return self.ops.prepare(layer, role == "gate_up")
         from ..quant.int4 import quantise_rtn
 
-        return self.ops.prepare(quantise_rtn(layer.weight, layer.bias), role == "gate_up")
+        return self.ops.prepare(quantise_rtn(layer.weight, layer.bias, GROUP), role == "gate_up")
 
     def runner(self, decoder: Decoder, plan: Plan, vocab: int, eos_ids: tuple[int, ...]) -> StepRunner:
         """The runner, its KV cache allocated. `plan` may have fewer blocks than ours."""

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .architecture import Rope, Spec, kv_bytes_per_token, refuse, spec_from_config
+from .architecture import Rope, Spec, refuse, spec_from_config
 from .checkpoint import StoredTensor, check_directory, read_tensors
 from .families import BY_MODEL_TYPE, HARMLESS, NEEDS, NEUTRAL, Family
 from .hfconfig import CONFIG_CAP, ConfigReader, read_json, shown
 from .roles import Placed, assign_roles
 from .types import ModelError
 
-__all__ = ["ModelFiles", "Rope", "Spec", "kv_bytes_per_token", "read_spec"]
+__all__ = ["ModelFiles", "Rope", "Spec", "read_spec"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,10 @@ from torch import Tensor
 
 from ..kernels.ops import Int4
 
-GROUP = 128
 ROWS = 4096  # rows quantised at a time: bounds the float32 workspace
 
 
-def quantise_rtn(
-    weight: Tensor, bias: Tensor | None = None, group: int = GROUP, symmetric: bool = False
-) -> Int4:
+def quantise_rtn(weight: Tensor, bias: Tensor | None, group: int, symmetric: bool = False) -> Int4:
     """Round `weight` [out, in] to nearest, each group on its own range; `group` -1 is a whole row.
 
     Asymmetric: codes 0..15 span min..max, which include 0. Symmetric: zero is code 8 and codes span -max..max.

@@ -67,9 +67,6 @@ def embed(table: Tensor, tokens: Tensor) -> Tensor:
     return out
 
 
-gather_rows = embed  # x [n, hidden], index [m] -> [m, hidden]: the same kernel
-
-
 def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
     """x [n, hidden] / sqrt(mean(x^2) + eps) * gain, gain [hidden] float32, sum in float32 -> [n, hidden]."""
     rows, width = x.shape

@@ -165,10 +165,13 @@ def test_a_poisoned_neighbour_and_used_blocks_change_nothing() -> None:
 
 
 def test_cache_size_is_what_the_spec_predicts() -> None:
-    from lmtop.engine.spec import kv_bytes_per_token
+    from lmtop.quant.kv import kv_bytes_per_token
 
     decoder = load(checkpoint("qwen3"))
-    assert decoder.new_cache(5, BLOCK).nbytes == 5 * BLOCK * kv_bytes_per_token(decoder.spec, 4)
+    spec = decoder.spec
+    assert decoder.new_cache(5, BLOCK).nbytes == 5 * BLOCK * kv_bytes_per_token(
+        spec.layers, spec.kv_heads, spec.head_dim, "16", 4
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

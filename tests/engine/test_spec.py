@@ -14,7 +14,7 @@ from support import llama_dir
 from support.llama_dir import refused
 from support.tiny import LATER, WAVE1, checkpoint
 
-from lmtop.engine.spec import kv_bytes_per_token, read_spec
+from lmtop.engine.spec import read_spec
 
 # --- what loads --------------------------------------------------------------------------------------------
 
@@ -31,7 +31,6 @@ def test_sizes_from_headers(tmp_path: Path) -> None:
     assert files.widest == 96
     assert files.eos_ids == (2,)
     assert files.notices == ()
-    assert kv_bytes_per_token(spec, 2) == 2 * 2 * 2 * 8 * 2
 
 
 def test_eos_is_the_union_of_both_files(tmp_path: Path) -> None:

@@ -9,11 +9,15 @@ import statistics
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 import torch
 
 from lmtop.kernels.cuda import attn_prefill, elementwise, kv, rope_kv
 from lmtop.kernels.ops import AttentionParams
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from support.kv_records import fill_cache
 
 GPU = torch.device("cuda")
 COPY = 4260.0  # GB/s of a copy on an H200
@@ -99,7 +103,7 @@ def attention(
         length = start + rows
         cache = kv.new_cache(length // 64 + 2, kv_heads, dim, bits=bits, dtype=dtype, device=GPU)
         blocks = torch.randn(2, length // 64 + 2, kv_heads, 64, dim, device=GPU, dtype=dtype)
-        kv.fill_cache(cache, blocks[0], blocks[1])
+        fill_cache(cache, blocks[0], blocks[1])
         table = (torch.randperm(length // 64 + 1, device=GPU) + 1).int()
         q = torch.randn(rows, heads + 2 * kv_heads, dim, device=GPU, dtype=dtype)[:, :heads]
         params = AttentionParams(dim**-0.5)

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 from support.decode_cases import Case, errors, expected, rotated
+from support.kv_records import rows_of
 from torch import Tensor
 
 from lmtop.kernels.cuda.attn_decode import Plan, Workspace, attend
-from lmtop.kernels.cuda.kv import rows_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

@@ -12,6 +12,8 @@ from torch import Tensor
 if not torch.cuda.is_available():
     pytest.skip("needs an NVIDIA GPU", allow_module_level=True)
 
+from support.kv_records import fill_cache, read_cache
+
 from lmtop.kernels.cuda import attn_prefill, kv
 from lmtop.kernels.ops import AttentionParams
 
@@ -38,8 +40,8 @@ def stored(
     used = -(-length // block)
     small = kv.new_cache(used, kv_heads, dim, block_size=block, bits=bits, dtype=dtype, device=GPU)
     keys, values = torch.randn(2, used, kv_heads, block, dim, device=GPU).to(dtype)
-    kv.fill_cache(small, keys, values)
-    seen = [x.transpose(1, 2).reshape(-1, kv_heads, dim)[:length].double() for x in kv.read_cache(small)]
+    fill_cache(small, keys, values)
+    seen = [x.transpose(1, 2).reshape(-1, kv_heads, dim)[:length].double() for x in read_cache(small)]
     table = (torch.randperm(used + 5, device=GPU)[:used] + 1).int()
     cache = replace(
         small, data=torch.full((used + 6, *small.data.shape[1:]), 0xFF, dtype=torch.uint8, device=GPU)

@@ -11,6 +11,8 @@ from torch import Tensor
 if not torch.cuda.is_available():
     pytest.skip("needs an NVIDIA GPU", allow_module_level=True)
 
+from support.kv_records import read_cache, rows_of
+
 from lmtop.engine.architecture import Rope
 from lmtop.engine.rope import inverse_frequencies
 from lmtop.kernels.cuda import elementwise, kv, rope_kv
@@ -68,12 +70,11 @@ def test_silu_mul(dtype: torch.dtype, rows: int, width: int) -> None:
 
 @pytest.mark.parametrize("index", [torch.int32, torch.int64])
 @pytest.mark.parametrize("width", [4096, 2048, 24, 37])
-def test_embed_and_gather(index: torch.dtype, width: int) -> None:
+def test_embed(index: torch.dtype, width: int) -> None:
     table = randn(1000, width, dtype=torch.bfloat16)
     for rows in (1, 2, 65):
         tokens = torch.randint(0, 1000, (rows,), device=GPU, dtype=index)
         assert torch.equal(elementwise.embed(table, tokens), table[tokens.long()])
-        assert torch.equal(elementwise.gather_rows(table, tokens), table[tokens.long()])
 
 
 ROPES = {
@@ -197,7 +198,7 @@ def test_rope_kv_write(
         blocks, slots = table[spots // block].long(), spots % block
         row = dim * bits // 8
         for which, stored in ((0, got[:, heads : heads + kv_heads]), (1, v)):
-            codes, params = kv.rows_of(stored, bits)
+            codes, params = rows_of(stored, bits)
             data = cache.data[..., which * block * row : (which + 1) * block * row].unflatten(
                 -1, (block, row)
             )
@@ -220,5 +221,5 @@ def test_constant_head_quantises_to_itself() -> None:
     qkv = torch.full((1, 3 * 64), 1.5, dtype=torch.float16, device=GPU)
     zero = torch.zeros(1, 32, device=GPU)
     rope_kv.write(qkv, 1, cache, torch.tensor([1], dtype=torch.int32, device=GPU), 0, zero + 1, zero)
-    keys, values = kv.read_cache(cache)
+    keys, values = read_cache(cache)
     assert math.isclose(float(keys[1, 0, 0].min()), 1.5) and math.isclose(float(values[1, 0, 0].max()), 1.5)

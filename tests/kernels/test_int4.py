@@ -23,7 +23,7 @@ def test_weights_come_back_within_half_a_step(inputs: int, group: int, symmetric
 
 
 def test_a_group_of_zeros_stays_zero() -> None:
-    layer = quantise_rtn(torch.zeros(2, 128))
+    layer = quantise_rtn(torch.zeros(2, 128), None, 128)
     assert reference.dequantise(layer, torch.float32).abs().max() == 0
 
 

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from support.kv_records import fill_cache, read_cache
 from torch import Tensor
 
-from lmtop.kernels.cuda.kv import KVLayer, fill_cache, new_cache, read_cache
+from lmtop.kernels.cuda.kv import KVLayer, new_cache
 from lmtop.kernels.ops import AttentionParams
 
 
