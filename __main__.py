@@ -47,6 +47,15 @@ def _dispatch(argv: Sequence[str]) -> int:
             from .engine.plain import run_plain
 
             return run_plain(options)
+        case "serve":
+            from .engine.server.run import hide_keys, run_serve
+
+            hide_keys()
+            if not options.values["tui"]:
+                return run_serve(options)
+            from .tui.parent import supervise
+
+            return supervise(options)
         case "list":
             from .engine.listing import run_list
 
@@ -59,10 +68,30 @@ def _dispatch(argv: Sequence[str]) -> int:
             from .engine.kernels_command import run_kernels
 
             return run_kernels(options)
+        case "quantize":
+            from .engine.quantize_command import run_quantize
+
+            return run_quantize(options)
+        case "convert":
+            from .engine.convert_command import run_convert
+
+            return run_convert(options)
+        case "lite":
+            from .engine.quantize_command import run_lite
+
+            return run_lite(options)
+        case "bench" if options.extra["serve_url"] is not None:
+            from .engine.bench_serve import run_bench_serve
+
+            return run_bench_serve(options)
         case "bench":
             from .engine.bench import run_bench
 
             return run_bench(options)
+        case "web":
+            from .tui.web import run_web
+
+            return run_web(options)
         case "top" if options.values["json"]:
             from .tui.screens.top import top_json
 

@@ -8,13 +8,22 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NoReturn
 
 from . import settings
+from .bench_serve_arguments import NAMES as BENCH_SERVE_NAMES
+from .bench_serve_arguments import add_bench_serve
 from .config import EngineConfig
-from .settings import CHAT, ENGINE, GENERATE, HISTORY, MODELS, OUTPUT, SAMPLING, TOP, UI, Setting
+from .connect_arguments import NAMES as CONNECT_NAMES
+from .connect_arguments import add_connect, add_web
+from .convert_arguments import HELP as CONVERT_HELP
+from .convert_arguments import NAMES as CONVERT_NAMES
+from .convert_arguments import add_convert
+from .quantize_arguments import NAMES as QUANTIZE_NAMES
+from .quantize_arguments import add_lite, add_quantize
+from .settings import CHAT, ENGINE, GENERATE, HISTORY, MODELS, OUTPUT, SAMPLING, SERVER, TOP, UI, Setting
 from .types import GREEDY, SamplingParams, UsageError
 
 # What `bench` asks a list of, or works out itself, is no setting there.
@@ -23,6 +32,12 @@ _BENCH = tuple(
     for setting in ENGINE
     if setting.name not in ("weights", "kv", "quant_policy", "session_len", "max_batch_size")
 )
+_MAKING = tuple(setting for setting in ENGINE if setting.name in ("device", "threads"))
+_CONVERTING = tuple(
+    replace(setting, help=CONVERT_HELP.get(setting.name, setting.help))
+    for setting in ENGINE
+    if setting.name in ("weights", "dtype", "threads")
+)
 _START = (*ENGINE, *SAMPLING, *UI, *HISTORY, *MODELS)  # flags of the start screen, without a command
 COMMANDS = {
     "chat": ("chat with MODEL, with live gauges", (*CHAT, *_START)),
@@ -30,15 +45,45 @@ COMMANDS = {
         "one reply to standard output, for scripts and pipes",
         (*GENERATE, *OUTPUT, *ENGINE, *SAMPLING, *MODELS),
     ),
+    "serve": (
+        "serve MODEL over HTTP: OpenAI's API and LMDeploy's",
+        (*SERVER, *ENGINE, *MODELS, *(setting for setting in UI if setting.name != "low_bandwidth")),
+    ),
+    "connect": (
+        "chat with a model on a server: lmtop's, vLLM's, any OpenAI-compatible one",
+        (*SAMPLING, *UI, *HISTORY),
+    ),
+    "web": (
+        "the same in a browser, as a client of SERVER",
+        tuple(setting for setting in UI if setting.name == "theme"),
+    ),
     "top": ("the monitor alone: GPUs, memory, processes", (*OUTPUT, *UI, *TOP)),
     "list": ("the models found on this machine", (*OUTPUT, *MODELS)),
     "doctor": ("what this machine offers lmtop, and what is missing", (*OUTPUT, *MODELS, *HISTORY)),
     "bench": ("how fast MODEL runs: batch, prompt, weights, KV cache", (*OUTPUT, *_BENCH, *MODELS)),
     "kernels": ("compile every CUDA kernel; no GPU is needed", (*OUTPUT,)),
+    "quantize": ("make a four-bit model of MODEL, in AWQ's layout", (*_MAKING, *MODELS)),
+    "convert": (
+        "pack MODEL once in the engine's own layout, to load at disk speed",
+        (*_CONVERTING, *MODELS),
+    ),
+    "lite": ("the same under LMDeploy's names: auto_awq, calibrate", (*_MAKING, *MODELS)),
 }
 
 
-USAGE = {"chat": " MODEL", "generate": " MODEL [PROMPT]", "bench": " MODEL"}
+# Defaults that one command has of its own.
+DEFAULTS: dict[str, dict[str, Any]] = {"serve": {"max_batch_size": 64}}
+USAGE = {
+    "chat": " MODEL",
+    "serve": " MODEL",
+    "connect": " [SERVER]",
+    "web": " SERVER",
+    "generate": " MODEL [PROMPT]",
+    "bench": " MODEL",
+    "quantize": " MODEL --out DIR",
+    "lite": " METHOD MODEL",
+    "convert": " MODEL --out DIR",
+}
 # Input has no variable and no key: what a single command is to answer, measure or compile.
 INPUT = (
     "prompt",
@@ -51,8 +96,13 @@ INPUT = (
     "repeat",
     "random_weights",
     "baseline",
+    "tutorial",
     "csv",
     "arch",
+    *QUANTIZE_NAMES,
+    *CONVERT_NAMES,
+    *CONNECT_NAMES,
+    *BENCH_SERVE_NAMES,
 )
 POLICY_4 = "quant_policy 4 is an int4 KV cache here, as in LMDeploy since 0.4; before, the number meant int8"
 
@@ -133,6 +183,7 @@ class _Help(argparse.HelpFormatter):
 
 def parse(argv: Sequence[str]) -> Options:
     """Flags, environment and config.toml, merged. UsageError for anything wrong; --help and --version exit."""
+    argv = serve_words(argv)
     literal = argv.index("--") if "--" in argv else len(argv)
     arguments = [*map(_dashes, argv[:literal]), *argv[literal:]]
     parser, commands = _parsers()
@@ -143,7 +194,7 @@ def parse(argv: Sequence[str]) -> Options:
         commands.get(command, parser).error(f"unrecognized arguments: {' '.join(rest)}")
     extra: dict[str, Any] = {name: space.pop(name) for name in INPUT if name in space}
     model = space.pop("model", None)
-    values = {setting.name: setting.default for setting in settings.ALL}
+    values = {setting.name: setting.default for setting in settings.ALL} | DEFAULTS.get(command, {})
     values |= settings.settle_kv(settings.from_file(settings.config_path()), lambda setting: setting.name)
     values |= settings.settle_kv(settings.from_environment(), lambda setting: setting.env)
     flags = {
@@ -152,9 +203,26 @@ def parse(argv: Sequence[str]) -> Options:
         if space.get(setting.name) is not None
     }
     values |= settings.settle_kv(flags, lambda setting: setting.flag)
-    if values["quant_policy"] == 4 and command in ("", "chat", "generate"):
+    if values["quant_policy"] == 4 and command in ("", "chat", "generate", "serve"):
         print(f"lmtop: {POLICY_4}", file=sys.stderr)
     return Options(command, model, values, extra)
+
+
+def serve_words(argv: Sequence[str]) -> Sequence[str]:
+    """LMDeploy's second words: `serve api_server MODEL` is `serve MODEL`, `serve api_client URL` is `connect URL`.
+    UsageError for those whose place something else has taken."""
+    if len(argv) < 2 or argv[0] != "serve":
+        return argv
+    gone = {
+        "gradio": "serve gradio: the web page is gone; `lmtop serve MODEL` serves, `lmtop connect URL` chats",
+        "triton_client": "serve triton_client: there is no Triton server any more; `lmtop connect URL` chats",
+        "proxy": "serve proxy: lmtop has no proxy; any HTTP load balancer in front of the servers will do",
+    }
+    if argv[1] in gone:
+        raise UsageError(gone[argv[1]])
+    if argv[1] == "api_client":
+        return ["connect", *argv[2:]]
+    return [argv[0], *argv[2:]] if argv[1] == "api_server" else argv
 
 
 def _parsed(setting: Setting, given: Any) -> Any:
@@ -211,7 +279,8 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
         )
         _own_arguments(name, command)
         for setting in used:
-            _add(command, setting)
+            own = DEFAULTS.get(name, {})
+            _add(command, replace(setting, default=own[setting.name]) if setting.name in own else setting)
     return top, commands
 
 
@@ -233,7 +302,11 @@ _BENCH_INPUT = (
 
 
 def _own_arguments(name: str, command: argparse.ArgumentParser) -> None:
-    if name in ("chat", "generate"):
+    if name == "connect":
+        add_connect(command)
+    if name == "web":
+        add_web(command)
+    if name in ("chat", "generate", "serve"):
         command.add_argument("model", metavar="MODEL", help="a directory, a hub id, or demo")
     if name == "generate":
         command.add_argument(
@@ -247,6 +320,18 @@ def _own_arguments(name: str, command: argparse.ArgumentParser) -> None:
         command.add_argument(
             "--baseline", action="store_true", help="measure transformers' generate beside it"
         )
+        add_bench_serve(command)
+        command.add_argument(
+            "--tutorial",
+            action="store_true",
+            help="the two tables of LMDeploy's tutorials: speed and memory by weights and KV cache",
+        )
+    if name == "quantize":
+        add_quantize(command)
+    if name == "lite":
+        add_lite(command)
+    if name == "convert":
+        add_convert(command)
     if name == "kernels":
         command.add_argument(
             "--arch",

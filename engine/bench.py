@@ -5,19 +5,20 @@ from __future__ import annotations
 import gc
 import json
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from ..quant.kv import KV_FORMATS
 from .answer import show_loading
+from .bench_flags import numbers
 from .bench_measure import Bench, Cell, Stopped, middle
 from .bench_report import Report, Setup, document, write_csv
 from .config import WEIGHT_FORMATS, EngineConfig
+from .hardware import release_pool
 from .loader import Engine, Prepared, build, prepare
 from .text import one_line
 from .types import Cancelled, DeviceError, LmtopError, ModelState, UsageError
@@ -49,11 +50,16 @@ def run_bench(options: Options) -> int:
     """Print a table (--json: one document; --csv: a file too). 130 when Ctrl-C ended it; what was measured by
     then is there."""
     extra = options.extra
+    require_model(options)
+    if extra["tutorial"]:
+        from .bench_tutorial import run_tutorial
+
+        return run_tutorial(options)
     grid = _grid(extra)
     config = _config(options, grid)
     if extra["baseline"] and extra["random_weights"]:
         raise UsageError("--baseline needs a MODEL: transformers reads its files")
-    with _csv_file(extra["csv"]) as file, _interruptible() as stopped:
+    with _csv_file(extra["csv"]) as file, interruptible() as stopped:
         runs = len(grid.loads) * len(grid.cells)
         report = Report(options.values["json"], runs, bool(extra["baseline"]))
         about: dict[str, Any] = {"new_tokens": grid.new_tokens, "repeat": grid.repeat}
@@ -70,6 +76,12 @@ def run_bench(options: Options) -> int:
     return 130 if ended else 0
 
 
+def require_model(options: Options) -> None:
+    """UsageError unless there is exactly one of MODEL and --random-weights."""
+    if (options.model is None) == (options.extra["random_weights"] is None):
+        raise UsageError("give a MODEL, or --random-weights CONFIG instead: `lmtop bench demo`")
+
+
 def _measure(
     config: EngineConfig, grid: Grid, report: Report, extra: dict[str, Any], stopped: Callable[[], bool]
 ) -> dict[str, Any]:
@@ -80,7 +92,7 @@ def _measure(
     for weights, kv in grid.loads:
         wanted = replace(config, weights=weights, kv=kv)
         try:
-            prepared = _prepare(wanted, bool(extra["random_weights"]), stopped)
+            prepared = prepare_model(wanted, bool(extra["random_weights"]), stopped)
             if extra["baseline"] and not about:
                 _baseline(prepared, grid, report, stopped)
             about = about or {"model": config.model, "device": prepared.device.name}
@@ -92,23 +104,24 @@ def _measure(
             report.note(f"weights {weights}, kv {kv}: left out: {problem}")
             report.advance(len(grid.cells))
         finally:
-            _free()
+            free()
     if problem is not None and not report.setups:
         raise problem
     return about
 
 
-def _prepare(config: EngineConfig, made_up: bool, stopped: Callable[[], bool]) -> Prepared:
+def prepare_model(config: EngineConfig, made_up: bool, stopped: Callable[[], bool]) -> Prepared:
+    """What `build` needs, of a model's files or of a shape without any."""
     if made_up:
         from .random_weights import prepare_random
 
         return prepare_random(config)
-    return prepare(config, _loading(config), stopped)
+    return prepare(config, show_load(config), stopped)
 
 
 def _load_and_measure(prepared: Prepared, grid: Grid, report: Report, stopped: Callable[[], bool]) -> Setup:
     started = time.monotonic()
-    engine = build(prepared, _loading(prepared.config), stopped)
+    engine = build(prepared, show_load(prepared.config), stopped)
     bench = Bench(engine, stopped)
     setup = _setup(engine, bench, time.monotonic() - started)
     if prepared.device.kind == "cpu" and (report.setups or report.baseline):
@@ -169,15 +182,16 @@ def _baseline(prepared: Prepared, grid: Grid, report: Report, stopped: Callable[
         report.note(f"no baseline: {error}")
 
 
-def _free() -> None:
+def free() -> None:
     """Give back what the last load took; its references are gone."""
     gc.unfreeze()
     gc.collect()
-    if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
+    release_pool()
 
 
-def _loading(config: EngineConfig) -> Callable[[float, str], None]:
+def show_load(config: EngineConfig) -> Callable[[float, str], None]:
+    """The progress line of a load."""
+
     def show(share: float, text: str) -> None:
         state = "loading" if share < 1 else "ready"
         show_loading(ModelState(state, config.model, share, text))  # type: ignore[arg-type]
@@ -186,8 +200,8 @@ def _loading(config: EngineConfig) -> Callable[[float, str], None]:
 
 
 @contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C was pressed. A second one interrupts whatever runs."""
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Tells whether Ctrl-C was pressed. A second one interrupts whatever runs."""
     asked = False
 
     def interrupt(*_: object) -> None:
@@ -221,12 +235,9 @@ def _csv_file(name: str | None) -> Iterator[IO[str] | None]:
 
 def _config(options: Options, grid: Grid) -> EngineConfig:
     """The engine's settings for this grid: room for its largest batch and longest text."""
-    shape = options.extra["random_weights"]
-    if (options.model is None) == (shape is None):
-        raise UsageError("give a MODEL, or --random-weights CONFIG instead: `lmtop bench demo`")
     longest = max(cell.prompt for cell in grid.cells) + grid.new_tokens + EARLY
     return replace(
-        options.engine_config(options.model or shape),
+        options.engine_config(options.model or options.extra["random_weights"]),
         session_len=max(16, longest),
         max_batch_size=max(cell.batch for cell in grid.cells),
         step_ms_target=UNHURRIED_MS,
@@ -234,25 +245,15 @@ def _config(options: Options, grid: Grid) -> EngineConfig:
 
 
 def _grid(extra: dict[str, Any]) -> Grid:
-    batches = _numbers("--batch", extra["batches"] or "1,16,64", 512)
-    prompts = _numbers("--prompt", extra["prompts"] or "64,2048", 1 << 20)
+    batches = numbers("--batch", extra["batches"] or "1,16,64", 512)
+    prompts = numbers("--prompt", extra["prompts"] or "64,2048", 1 << 20)
     return Grid(
         cells=tuple(Cell(batch, prompt) for batch in batches for prompt in prompts),
         weights=_choices("--weights", extra["weight_formats"] or "16", WEIGHT_FORMATS),
         kvs=_choices("--kv", extra["kvs"] or "16", KV_FORMATS),
-        new_tokens=_numbers("--new-tokens", extra["new_tokens"] or "256", 1 << 20, many=False, low=2)[0],
-        repeat=_numbers("--repeat", extra["repeat"] or "3", 1000, many=False)[0],
+        new_tokens=numbers("--new-tokens", extra["new_tokens"] or "256", 1 << 20, many=False, low=2)[0],
+        repeat=numbers("--repeat", extra["repeat"] or "3", 1000, many=False)[0],
     )
-
-
-def _numbers(flag: str, text: str, high: int, many: bool = True, low: int = 1) -> tuple[int, ...]:
-    numbers: list[int] = []
-    with suppress(ValueError):
-        numbers = [int(part) for part in text.split(",")]
-    if not numbers or (len(numbers) > 1 and not many) or not all(low <= n <= high for n in numbers):
-        what = "integers like 1,16,64, each" if many else "an integer"
-        raise UsageError(f"{flag} = {one_line(text, 60)!r}: must be {what} from {low} to {high}")
-    return tuple(dict.fromkeys(numbers))
 
 
 def _choices(flag: str, text: str, allowed: tuple[str, ...]) -> tuple[str, ...]:

@@ -78,10 +78,10 @@ class Report:
     def row(self, setup: Setup, cell: Cell, sample: Sample) -> None:
         """A measured cell."""
         if not any(setup.cells for setup in self.setups):
-            self._print(_line([name for name, _ in self._columns], self._columns))
+            self._print(line([name for name, _ in self._columns], self._columns))
         setup.cells.append((cell, sample))
         values = [
-            setup.weights,
+            setup.weights[max(0, setup.weights.find("int4")) :],  # whose they are stands beside the table
             setup.kv,
             str(cell.batch),
             str(cell.prompt),
@@ -94,7 +94,7 @@ class Report:
         theirs = self.baseline.get(cell)
         if len(self._columns) > len(COLUMNS):
             values += [f"{theirs:,.1f}", f"{sample.decode_tps / theirs:.1f}"] if theirs else ["n/a", "n/a"]
-        self._print(_line(values, self._columns))
+        self._print(line(values, self._columns))
 
     def note(self, text: str) -> None:
         """Something that the table alone would not tell, beside it."""
@@ -114,9 +114,10 @@ class Report:
             print(text, flush=True)
 
 
-def _line(values: Sequence[str], columns: Sequence[tuple[str, int]]) -> str:
+def line(values: Sequence[str], columns: Sequence[tuple[str, int]], left: int = 2) -> str:
+    """A row of a table; the first `left` columns are texts, the others numbers."""
     cells = [
-        value.ljust(width) if index < 2 else value.rjust(width)
+        value.ljust(width) if index < left else value.rjust(width)
         for index, (value, (_, width)) in enumerate(zip(values, columns, strict=True))
     ]
     return " ".join(cells).rstrip()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,6 +25,7 @@ DTYPE_BYTES = {
     **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2"), 1),
 }
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_GGUF = "GGUF weights are not supported; use the model's safetensors checkpoint, or one in AWQ or GPTQ"
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst")
 
 
@@ -44,21 +46,27 @@ def check_directory(directory: Path) -> None:
     if not directory.is_dir():
         if directory.is_file() and directory.suffix.lower() in _ARCHIVES:
             raise ModelError(f"{shown(directory.name)}: archives are not accepted; unpack it")
+        if directory.is_file() and directory.suffix.lower() == ".gguf":
+            raise ModelError(f"{shown(directory.name)}: {_GGUF}")
         raise ModelError(f"{shown(str(directory), 200)}: no such model directory")
+    if not (directory / "config.json").exists() and next(directory.glob("*.gguf"), None):
+        raise ModelError(f"{shown(str(directory), 200)}: {_GGUF}")
     if not (directory / "config.json").exists():
         raise ModelError(f"{shown(str(directory), 200)}: no config.json")
 
 
-def read_tensors(directory: Path) -> tuple[StoredTensor, ...]:
-    """Every tensor of the checkpoint in `directory`, shard by shard in file order. Raises ModelError."""
+def read_tensors(directory: Path, named: Iterable[str] = ()) -> tuple[StoredTensor, ...]:
+    """Every tensor of the checkpoint in `directory`, shard by shard in file order; of the shards `named`, where any
+    are. Raises ModelError."""
     wanted: dict[str, str] = {}
-    if (directory / "model.safetensors.index.json").exists():
+    shards = list(named)
+    if not shards and (directory / "model.safetensors.index.json").exists():
         wanted = _read_index(directory / "model.safetensors.index.json")
         shards = sorted(set(wanted.values()))
         absent = [shard for shard in shards if not (directory / shard).exists()]
         if absent:
             raise ModelError(f"shards missing: {name_some(absent)}")
-    else:
+    elif not shards:
         shards = _unindexed_shards(directory)
     tensors: dict[str, StoredTensor] = {}
     for shard in shards:
@@ -90,13 +98,13 @@ def _read_index(path: Path) -> dict[str, str]:
 def _unindexed_shards(directory: Path) -> list[str]:
     if (directory / "model.safetensors").exists():
         return ["model.safetensors"]
-    shards = sorted(path.name for path in directory.glob("model*.safetensors"))
-    if shards:
-        return shards
+    for pattern in ("model*.safetensors", "gptq_model*.safetensors"):  # as AutoGPTQ named its files
+        if shards := sorted(path.name for path in directory.glob(pattern)):
+            return shards
     if any(next(directory.glob(pattern), None) for pattern in _PICKLES):
         raise ModelError("pickle weights are not supported; convert to safetensors")
     if next(directory.glob("*.gguf"), None):
-        raise ModelError("GGUF weights are not supported; use the safetensors checkpoint")
+        raise ModelError(_GGUF)
     raise ModelError(f"{shown(str(directory), 200)}: no model.safetensors")
 
 

@@ -13,17 +13,23 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from .config import EngineConfig
-from .types import Delta, EngineSnapshot, Event, ModelState, Notice, Progress, Request
+from .types import Delta, EngineSnapshot, Event, ModelState, Notice, Progress, Request, Waiting
+
+FOREIGN = "other:"  # how the session of another client's request begins, in a server's snapshot
 
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a backend can tell; what it cannot is greyed out, never guessed."""
+    """What a backend can do and tell; what it cannot is greyed out, never guessed. `can_load`: it takes models of this
+    machine, else `models` names the ones that it offers. `sampling`: the fields of SamplingParams that it
+    understands, None for all."""
 
     can_load: bool = True
     prefill_progress: bool = True
     kv_map: bool = True
     token_ids: bool = True
+    models: tuple[str, ...] = ()
+    sampling: frozenset[str] | None = None
 
 
 class _Growing:
@@ -60,9 +66,10 @@ class Mailbox:
         self.closed = False
 
     def put(self, event: Event) -> None:
-        """Append; a Delta joins, a Progress replaces, the request's newest item where that is of its kind."""
+        """Append; a Delta joins, a Progress or Waiting replaces, the request's newest item where that is of its
+        kind."""
         with self._ready:
-            if isinstance(event, (Delta, Progress)):
+            if isinstance(event, (Delta, Progress, Waiting)):
                 at = self._last.get(event.id)
                 newest = self._items[at] if at is not None else None
                 if isinstance(event, Delta):
@@ -70,7 +77,7 @@ class Mailbox:
                         newest.add(event)
                     else:
                         self._append(event.id, _Growing(event))
-                elif at is not None and isinstance(newest, Progress):
+                elif at is not None and type(newest) is type(event):
                     self._items[at] = event
                 else:
                     self._append(event.id, event)
@@ -103,7 +110,7 @@ class Mailbox:
 
 
 class Backend(Protocol):
-    """An engine in this process, or a server (later). Every method returns at once unless it says otherwise."""
+    """An engine in this process, or a server. Every method returns at once unless it says otherwise."""
 
     @property
     def capabilities(self) -> Capabilities: ...

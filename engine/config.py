@@ -22,7 +22,7 @@ DTYPE_SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 # /proc/self/status with stories260k loaded on the CPU (torch 2.13, x86-64).
 RUNTIME_BYTES = 330 << 20
 # The same of a CUDA process: context, kernels, cuBLAS workspace and graphs.
-GPU_RUNTIME_BYTES = 700 << 20
+GPU_RUNTIME_BYTES = 840 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +84,11 @@ class ModelSizes:
     largest: int = 0  # elements of the largest of them
     head: int = 0  # elements of the last matrix, where it is not the embedding itself
     stored: str = "bfloat16"  # type of most of the stored parameters
+    quantised: str = ""  # what most matrices are stored as where they are quantised, e.g. "AWQ int4 g128"
+    int4: tuple[
+        tuple[int, int], ...
+    ] = ()  # (group, elements) of the layers' matrices with four-bit codes of their own
+    int4_head: int = 0  # group of the last matrix where it has such codes
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +126,14 @@ class Plan:
     fits: bool
     reason: str = ""
     notices: tuple[str, ...] = ()
+    own: str = ""  # what the checkpoint's own four-bit weights are called, where they are used as they are
 
     @property
     def weights_name(self) -> str:
-        """What the weights are called on the screen, e.g. "bf16" or "int4 g128"."""
-        return DTYPE_SHORT[self.dtype] if self.weight_format == "16" else f"int4 g{GROUP}"
+        """What the weights are called on the screen, e.g. "bf16", "int4 g128" or "AWQ int4 g128"."""
+        if self.weight_format == "16":
+            return DTYPE_SHORT[self.dtype]
+        return self.own or f"int4 g{GROUP}"
 
     @property
     def kv_name(self) -> str:
@@ -144,9 +152,11 @@ def resolve(intent: EngineConfig, sizes: ModelSizes, device: DeviceInfo) -> Plan
             f"context clamped to the model's {sizes.max_position} tokens (asked: {intent.session_len})"
         )
 
-    weight_format = _choice("weights", intent.weights, WEIGHT_FORMATS)
+    weight_format, head_format = _weight_formats(intent, sizes, device, width)
     kv_format = _choice("kv", intent.kv, KV_FORMATS)
-    head_format = _choice("head", intent.head, WEIGHT_FORMATS)
+    own = sizes.quantised if weight_format == "int4" and sizes.int4 else ""
+    if sizes.quantised and not own:
+        notices.append(_dequantised(intent, sizes, dtype, weight_format))
     weights = _weight_bytes(sizes, width, weight_format, head_format, device)
     per_token = kv_bytes_per_token(sizes.layers, sizes.kv_heads, sizes.head_dim, kv_format, width)
     workspace = _workspace(intent, sizes, context, weight_format, device)
@@ -185,6 +195,7 @@ def resolve(intent: EngineConfig, sizes: ModelSizes, device: DeviceInfo) -> Plan
         fits=fits,
         reason=reason,
         notices=tuple(notices),
+        own=own,
     )
 
 
@@ -278,17 +289,47 @@ def _gpu_dtype(wanted: str, sizes: ModelSizes, device: DeviceInfo) -> str:
     return "bfloat16" if sizes.stored == "bfloat16" and device.capability >= 80 else "float16"
 
 
+def _weight_formats(
+    intent: EngineConfig, sizes: ModelSizes, device: DeviceInfo, width: int
+) -> tuple[str, str]:
+    """Formats of the layers' matrices and of the last one. Left to us, four-bit weights of the checkpoint stay so,
+    but for a CPU with room for more: there they have to be made plain again for every step, at 20 times the cost."""
+    weights = _choice("weights", intent.weights, WEIGHT_FORMATS)
+    head = _choice("head", intent.head, WEIGHT_FORMATS)
+    keep = device.kind == "cuda" or sizes.parameters * width > device.free // 2
+    if intent.weights == "auto" and sizes.int4 and keep:
+        weights = "int4"
+    if intent.head == "auto" and sizes.int4_head and weights == "int4":
+        head = "int4"
+    return weights, head
+
+
+def _dequantised(intent: EngineConfig, sizes: ModelSizes, dtype: str, weight_format: str) -> str:
+    """What the user should know of quantised weights that are not used as they are."""
+    made = f"{sizes.quantised} weights are dequantised to {DTYPE_SHORT[dtype]} at load"
+    if weight_format == "int4":
+        return f"{made}, then rounded to int4 g{GROUP}"
+    if sizes.int4 and intent.weights == "auto":
+        return f"{made}: faster on a CPU; weights = int4 keeps them small"
+    return made
+
+
 def _weight_bytes(
     sizes: ModelSizes, width: int, weight_format: str, head_format: str, device: DeviceInfo
 ) -> int:
     """Bytes of all weights. Packed int4: a nibble and its part of the group's scale and zero point; the CPU
     keeps a code in a byte of its own."""
-    packed = 0.5 + 4 / GROUP if device.kind == "cuda" else 1 + 3 / GROUP
-    quantised = sizes.matrices if weight_format == "int4" else 0
-    total = (sizes.parameters - quantised) * width + int(quantised * packed)
+
+    def packed(elements: int, group: int) -> int:
+        return int(elements * (0.5 + 4 / group if device.kind == "cuda" else 1 + 3 / group))
+
+    quantised = ((GROUP, sizes.matrices),) if not sizes.int4 else sizes.int4
+    total = sizes.parameters * width
+    if weight_format == "int4":
+        total += sum(packed(elements, group) - elements * width for group, elements in quantised)
     if head_format == "int4":
         # a tied embedding stays beside its quantised twin
-        total += int(sizes.hidden * sizes.vocab * packed) - sizes.head * width
+        total += packed(sizes.hidden * sizes.vocab, sizes.int4_head or GROUP) - sizes.head * width
     return total
 
 

@@ -6,6 +6,8 @@ ids that generation_config.json names (Baichuan); `bos_token` and `eos_token` th
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -112,6 +114,45 @@ _DEEPSEEK = """\
 {%- else %}{{- 'Assistant: ' + message.content + eos_token }}{% endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- 'Assistant:' }}{% endif %}"""
+
+# InternLM2's own format of tools, which its chat templates leave out: a second system message names the plugins, calls
+# stand between <|action_start|> and <|action_end|>, results come from the `environment`.
+_INTERNLM2_TOOLS = """\
+{{- bos_token }}
+{%- set turns = messages %}
+{%- if messages[0].role == 'system' %}
+{{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}
+{%- set turns = messages[1:] %}
+{%- endif %}
+{%- if tools %}
+{%- set listed = namespace(functions=[]) %}
+{%- for tool in tools %}{% set listed.functions = listed.functions + [tool.function] %}{% endfor %}
+{{- '<|im_start|>system name=<|plugin|>\\n' + (listed.functions|tojson) + '<|im_end|>\\n' }}
+{%- endif %}
+{%- for message in turns %}
+{%- if message.role == 'tool' %}
+{{- '<|im_start|>environment name=<|plugin|>\\n' + message.content + '<|im_end|>\\n' }}
+{%- else %}
+{{- '<|im_start|>' + message.role + '\\n' + message.content }}
+{%- for call in message.tool_calls or [] %}
+{{- '<|action_start|><|plugin|>\\n' + ({'name': call.function.name, 'parameters': call.function.arguments}|tojson) + '<|action_end|>' }}
+{%- endfor %}
+{{- '<|im_end|>\\n' }}
+{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{% endif %}"""
+_INTERNLM2_TOOL_TOKENS = frozenset(
+    ("<|im_start|>", "<|im_end|>", "<|action_start|>", "<|action_end|>", "<|plugin|>")
+)
+
+
+def tool_source(source: str, tokens: Iterable[str]) -> str | None:
+    """The template for a conversation with tools: `source` itself where it looks at `tools`, a format of the
+    family's where `tokens` (the texts of the added tokens) show that the model was trained on it, else None."""
+    if re.search(r"\btools\b", source):
+        return source
+    return _INTERNLM2_TOOLS if _INTERNLM2_TOOL_TOKENS.issubset(tokens) else None
+
 
 PLAIN = FixedTemplate(
     "plain",

@@ -103,6 +103,12 @@ class GraphRunner:
         """Bytes held beside weights and cache: rows, tables, the sampler's arrays."""
         return self._staging.nbytes + self._sampler.nbytes + self._results.device.nbytes
 
+    @contextmanager
+    def aside(self) -> Iterator[tuple[Decoder, torch.device]]:
+        """The decoder and its device, for work that is no step: on the steps' stream."""
+        with allocating(), self._on_stream():
+            yield self._decoder, self._device
+
     def reset(self) -> None:
         """Drop all rows: each must start again before it works."""
         self._sampler.reset()
@@ -110,6 +116,8 @@ class GraphRunner:
     @inference
     def prepare(self) -> None:
         """Run and capture the decode step of every bucket, largest first, so that they share memory."""
+        # Weights, cache and tables were written on the loading thread's stream, which ours knows nothing of.
+        torch.cuda.current_stream(self._device).synchronize()
         with self._on_stream():
             for bucket in reversed(self._buckets):
                 self._staging.pack((), (), ())

@@ -90,11 +90,11 @@ class ConfigReader:
 
     def __init__(self, config: Mapping[str, Any], where: str = "config.json") -> None:
         self._config = config
-        self._where = where
+        self.where = where
         self._known: set[str] = set()
 
     def fail(self, key: str, what: str) -> NoReturn:
-        raise ModelError(f"{self._where}: {shown(key)}: {what}")
+        raise ModelError(f"{self.where}: {shown(key)}: {what}")
 
     def raw(self, *keys: str) -> tuple[str, Any]:
         """(name, value) of the first of `keys` that is present and not null, else (first name, None)."""
@@ -190,7 +190,7 @@ class ConfigReader:
             elif not isinstance(value, str) and not key.endswith(_HARMLESS_ENDINGS):
                 unknown.append(key)
         if unknown:
-            raise ModelError(f"{self._where}: not understood: {name_some(unknown)}")
+            raise ModelError(f"{self.where}: not understood: {name_some(unknown)}")
 
 
 def name_some(names: Iterable[str]) -> str:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 from . import settings
 from .answer import say
+from .config import DTYPE_SHORT
 from .models import Found, discover, missing
+from .spec import ModelFiles
 from .text import one_line
 
 if TYPE_CHECKING:
@@ -24,12 +26,12 @@ def run_list(options: Options) -> int:
     if options.values["json"]:
         print(json.dumps([_record(item) for item in found], indent=1))
         return 0
-    rows = [("NAME", "FAMILY", "SIZE", "CONTEXT", "SOURCE"), *map(_row, found)]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    rows = [("NAME", "FAMILY", "SIZE", "WEIGHTS", "CONTEXT", "SOURCE"), *map(_row, found)]
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
     for row in rows:
         print(
             "  ".join(
-                [*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]
+                [*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[5]]
             ).rstrip()
         )
     if len(found) == 1:
@@ -40,12 +42,13 @@ def run_list(options: Options) -> int:
     return 0
 
 
-def _row(item: Found) -> tuple[str, str, str, str, str]:
+def _row(item: Found) -> tuple[str, ...]:
     name = one_line(item.name, NAME_LIMIT)
     files = item.files
     if files is None:
-        return name, "-", "-", "-", f"{item.source}; cannot be loaded: {one_line(item.problem)}"
-    return name, files.family, parameters(files.parameters), f"{files.spec.max_position}", item.source
+        return name, "-", "-", "-", "-", f"{item.source}; cannot be loaded: {one_line(item.problem)}"
+    size, context = parameters(files.parameters), f"{files.spec.max_position}"
+    return name, files.family, size, stored_as(files), context, item.source
 
 
 def _record(item: Found) -> dict[str, object]:
@@ -56,8 +59,14 @@ def _record(item: Found) -> dict[str, object]:
         **record,
         "family": item.files.family,
         "parameters": item.files.parameters,
+        "weights": stored_as(item.files),
         "context": item.files.spec.max_position,
     }
+
+
+def stored_as(files: ModelFiles) -> str:
+    """What the weights are in the files: "bf16", "AWQ int4 g128"."""
+    return files.quantised or DTYPE_SHORT.get(files.dtype, files.dtype)
 
 
 def parameters(count: int) -> str:

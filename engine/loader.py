@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import math
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from . import models
 from .config import (
+    DTYPE_SHORT,
     DeviceInfo,
     EngineConfig,
     ModelSizes,
@@ -25,7 +27,9 @@ from .config import (
 )
 from .devices import cpu_info, device_info
 from .faults import NONE, Faults
+from .hfconfig import name_some
 from .memory import DeviceMemory, Vram, memory_of
+from .roles import FUSED
 from .spec import ModelFiles, read_spec
 from .types import GREEDY, Cancelled, DeviceError, ModelInfo, RowStart, StepPlan, TableDiff, Work
 
@@ -36,6 +40,7 @@ if TYPE_CHECKING:
     from .scheduler import Scheduler
     from .template import ChatTemplate
     from .tokenizer import Tokenizer
+    from .weights import Weights
 
 ProgressFn = Callable[[float, str], None]
 PREPARED = 0.35  # of the progress: what needs no memory is done
@@ -66,17 +71,20 @@ class Engine:
 def sizes_of(files: ModelFiles) -> ModelSizes:
     """What `resolve` needs to know, from the headers alone."""
     spec = files.spec
-    matrices = [
-        math.prod(place.tensor.shape)
-        for place in files.placed
-        if place.layer >= 0 and place.part == "weight" and len(place.tensor.shape) == 2
-    ]
+    elements: Counter[int] = Counter()  # in the layers' matrices, by the group size of their own codes
+    for place in files.placed:
+        if place.layer >= 0 and place.part == "weight" and len(place.shape) == 2:
+            key = (place.layer, FUSED.get(place.role, place.role))
+            elements[files.int4.get(key, 0)] += math.prod(place.shape)
     # fused matrices are as large as what goes into them: gate | up is the largest of a layer
     return ModelSizes(
-        matrices=sum(matrices),
+        matrices=elements.total(),
         largest=spec.hidden * files.widest,
         head=0 if spec.tied else spec.hidden * spec.vocab,
         stored=files.dtype,
+        quantised=files.quantised,
+        int4=tuple(sorted((group, count) for group, count in elements.items() if group)),
+        int4_head=files.int4.get((-1, "lm_head"), 0),
         parameters=files.parameters,
         layers=spec.layers,
         kv_heads=spec.kv_heads,
@@ -248,7 +256,12 @@ def _build(prepared: Prepared, progress: ProgressFn, cancelled: Callable[[], boo
         kv_bytes=plan.kv,
         memory=memory,
         measured=memory.loaded() if isinstance(memory, Vram) else None,
-        notices=(*filter(None, (prepared.device.notice,)), *plan.notices, *files.notices, *weights.notices),
+        notices=(
+            *filter(None, (prepared.device.notice,)),
+            *plan.notices,
+            *files.notices,
+            *_told(plan, weights),
+        ),
     )
 
 
@@ -297,6 +310,19 @@ def _info(prepared: Prepared, plan: Plan) -> ModelInfo:
         kv=plan.kv_name,
         max_batch=plan.max_batch,
         has_template=not prepared.template.plain,
+        stored=files.quantised,
+    )
+
+
+def _told(plan: Plan, weights: Weights) -> tuple[str, ...]:
+    """What the user should know of loaded weights."""
+    if not plan.own or not weights.plain:
+        return weights.notices
+    why = "no kernel runs them, or what is fused with them is stored in another form"
+    names = name_some(weights.plain)
+    return (
+        f"{plan.own} weights dequantised to {DTYPE_SHORT[plan.dtype]} ({why}): {names}.",
+        *weights.notices,
     )
 
 

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import gc
 import itertools
+import json
 import queue
 import secrets
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from weakref import WeakSet
+from typing import TypeVar
+from weakref import WeakSet, ref
 
 from .client import Capabilities, Mailbox
 from .config import EngineConfig
@@ -25,12 +28,13 @@ from .faults import Faults
 from .hardware import release_pool
 from .live import Live
 from .loader import Engine, Prepared, build, prepare
-from .loop import EngineLoop, Unhealthy
+from .loop import EngineLoop, Job, Unhealthy
 from .memory import given_back
 from .scheduler import Sequence
 from .switching import hasten, relax
 from .types import (
     Cancelled,
+    ContextExceeded,
     DeviceError,
     EngineSnapshot,
     Failed,
@@ -42,6 +46,7 @@ from .types import (
     UsageError,
 )
 
+T = TypeVar("T")
 GIB = 1 << 30
 RESTART_WINDOW_S = 60.0
 CHARACTERS_PER_TOKEN = 64  # no text is denser than this; refuse before encoding megabytes
@@ -123,6 +128,22 @@ class LocalBackend:
                 return
             self._routes[request.id] = mailbox
         self._intake.put((request, mailbox, time.monotonic()))
+        if self._closed:
+            self._reject_waiting()
+
+    @property
+    def engine(self) -> Engine | None:
+        """The loaded model, for its immutable parts: tokenizer, template, plan. The rest is the engine thread's."""
+        loop = self._loop
+        return None if loop is None else loop.engine
+
+    def compute(self, parts: Callable[[Engine], Generator[None, None, T]]) -> Future[T]:
+        """Run `parts(engine)` on the engine's thread, one part of the generator between two steps, beside the
+        requests; the future gets what it returns or raises. A model that is unloaded meanwhile fails it."""
+        job = Job(parts)
+        if (loop := self._loop) is None or not loop.submit(job):
+            job.give_up(UsageError("no model is loaded"))
+        return job.future
 
     def cancel(self, request_id: str) -> None:
         with self._lock:
@@ -167,7 +188,9 @@ class LocalBackend:
         self._commands.put(None)
         self._intake.put(None)
         for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
+            if thread is not threading.current_thread():  # the collector may end a forgotten backend anywhere
+                thread.join(max(0.0, deadline - time.monotonic()))
+        self._reject_waiting()
         relax()
 
     # --- the engine's thread -------------------------------------------------------------------------------
@@ -181,6 +204,7 @@ class LocalBackend:
             self._free()
             if isinstance(command, _Build):
                 self._build_and_serve(command.prepared, command.cancel)
+        self._free(hurried=True)
 
     def _prepare(self, config: EngineConfig, cancel: threading.Event) -> None:
         """Everything of a load that needs no memory, on a thread of its own: the model that is loaded goes on
@@ -275,14 +299,17 @@ class LocalBackend:
 
         return tell
 
-    def _free(self) -> None:
-        """Drop the loaded model, its weights and its cache."""
+    def _free(self, hurried: bool = False) -> None:
+        """Drop the loaded model, its weights and its cache. `hurried`: the collector, which takes 0.1 s, runs only if
+        they are still there without it."""
         if self._loop is None:
             return
         self._announce(ModelState("unloading", self._loop.engine.info.name))
+        runner = ref(self._loop.engine.runner)
         self._loop = None
         gc.unfreeze()
-        gc.collect()
+        if not hurried or runner() is not None:
+            gc.collect()
         release_pool()
         self._announce(ModelState("none"))
 
@@ -305,6 +332,8 @@ class LocalBackend:
                 self._encode(request, mailbox, submitted)
             except TemplateRefused as error:
                 self._reject(request, mailbox, "template_failed", str(error))
+            except ContextExceeded as error:
+                self._reject(request, mailbox, "context_length_exceeded", str(error))
             except LmtopError as error:
                 self._reject(request, mailbox, "invalid_request", str(error))
             except Exception as error:  # noqa: BLE001 - the thread must outlive it
@@ -329,6 +358,18 @@ class LocalBackend:
             cancelled = request.id in self._early_cancels
         if cancelled:  # it came while the prompt was encoded, when the loop did not know the request
             loop.cancel(request.id)
+
+    def _reject_waiting(self) -> None:
+        """Answer what came too late for the intake's thread, whose own end stays in the queue."""
+        while True:
+            try:
+                item = self._intake.get_nowait()
+            except queue.Empty:
+                return
+            if item is None:
+                self._intake.put(None)
+                return
+            self._reject(item[0], item[1], "no_model", "the model was unloaded")
 
     def _reject(self, request: Request, mailbox: Mailbox, code: str, message: str) -> None:
         self._ended(request.id)
@@ -362,9 +403,10 @@ def encode_request(engine: Engine, request: Request, mailbox: Mailbox, number: i
     else:
         length = sum(len(m.content) for m in request.messages or ()) + len(request.prompt or "")
         if length > CHARACTERS_PER_TOKEN * context:
-            raise UsageError(f"the prompt has {length} characters; the context is {context} tokens")
+            raise ContextExceeded(f"the prompt has {length} characters; the context is {context} tokens")
         if request.messages is not None:
-            ids = engine.template.render(request.messages)
+            tools = json.loads(request.tools) if request.tools else None
+            ids = engine.template.render(request.messages, tools=tools, options=request.template_options)
         else:
             ids = engine.tokenizer.encode(request.prompt or "", add_special=True)
     if not ids:

@@ -22,8 +22,9 @@ import gc
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Generator
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
 
 from .faults import NONE, Faults
 from .live import Live
@@ -60,6 +61,41 @@ class Unhealthy(Exception):
     """The model computes nothing but NaN: no request can be answered any more."""
 
 
+class Job:
+    """Work beside the requests: a generator on the loop's thread, one part of which runs between two steps."""
+
+    def __init__(self, parts: Callable[[Engine], Generator[None, None, Any]]) -> None:
+        self.future: Future[Any] = Future()
+        self._make = parts
+        self._parts: Generator[None, None, Any] | None = None
+
+    def advance(self, engine: Engine) -> bool:
+        """Run the next part; True when there is none left. A failure is the job's own."""
+        try:
+            if self._parts is None:
+                if not self.future.set_running_or_notify_cancel():
+                    return True
+                self._parts = self._make(engine)
+            next(self._parts)
+        except StopIteration as end:
+            self.future.set_result(end.value)
+        except Exception as error:  # noqa: BLE001 - told to whoever waits for the result
+            self.future.set_exception(error)
+        else:
+            return False
+        self._parts = None
+        return True
+
+    def give_up(self, error: Exception) -> None:
+        """Free what it holds and fail it."""
+        if self._parts is not None:
+            self._parts.close()
+            self._parts = None
+        elif not self.future.set_running_or_notify_cancel():
+            return
+        self.future.set_exception(error)
+
+
 class EngineLoop:
     """Runs one `Engine` (a loaded model). `run` is the thread's body; `step` alone hosts it inline."""
 
@@ -77,7 +113,8 @@ class EngineLoop:
         self._ended = ended
         self._faults = faults
         self._clock = clock
-        self._inbox: deque[Live | str] = deque()
+        self._inbox: deque[Live | str | Job] = deque()
+        self._jobs: deque[Job] = deque()
         self._wake = threading.Condition()
         self._live: dict[int, Live] = {}  # by sequence number
         self._by_request: dict[str, Live] = {}
@@ -94,8 +131,8 @@ class EngineLoop:
 
     # --- any thread ----------------------------------------------------------------------------------------
 
-    def submit(self, live: Live) -> bool:
-        """Hand over an encoded request; False when the loop has ended and will not answer it."""
+    def submit(self, live: Live | Job) -> bool:
+        """Hand over an encoded request, or a job; False when the loop has ended and will not answer it."""
         with self._wake:
             if self._closed:
                 return False
@@ -157,6 +194,10 @@ class EngineLoop:
         worked = plan is not None or bool(self._flight)
         while len(self._flight) > depth:
             self._finish_step(*self._flight.popleft())
+        if self._jobs:
+            worked = True
+            if self._jobs[0].advance(self.engine):
+                self._jobs.popleft()
         if worked and self._faults.step_ms:
             time.sleep(max(0.0, self._faults.step_ms / 1e3 - (self._clock() - started)))
         if worked and self._clock() - self._published > PUBLISH_S:
@@ -170,6 +211,8 @@ class EngineLoop:
             self._closed = self._closed or final
         self._take_inbox()
         self._flight.clear()
+        while self._jobs:
+            self._jobs.popleft().give_up(LmtopError(message or "the engine was stopped"))
         self.scheduler.abandon()
         for live in list(self._live.values()):
             self.scheduler.cancel(live.seq.id)
@@ -190,6 +233,8 @@ class EngineLoop:
         for item in items:
             if isinstance(item, Live):
                 self._admit(item)
+            elif isinstance(item, Job):
+                self._jobs.append(item)
             elif (live := self._by_request.get(item)) is not None:
                 self.scheduler.cancel(live.seq.id)
                 self._end(live, "cancelled")

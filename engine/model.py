@@ -39,6 +39,7 @@ class Decoder:
         self._rotary = Rotary(spec.rope, weights.embed.device)
         self._attention = tuple(AttentionParams(spec.attn_scale, window) for window in spec.window)
         self._windows = tuple(dict.fromkeys(spec.window))
+        self._following = (*((layer.attn_norm, layer.qkv) for layer in weights.layers[1:]), None)
 
     def new_cache(self, num_blocks: int, block_size: int) -> KVCache:
         """An empty cache of `num_blocks` blocks, block 0 included, on the weights' device."""
@@ -102,9 +103,14 @@ class Decoder:
 
     def _forward(self, tokens: Tensor, cache: KVCache, batch: Any) -> Tensor:
         ops, eps, heads = self._ops, self.spec.eps, self.spec.heads
+        layers = self._weights.layers
         x = ops.embed(self._weights.embed, tokens)
-        for layer, kv, params in zip(self._weights.layers, cache.layers, self._attention, strict=True):
-            qkv = ops.norm_linear(x, layer.attn_norm, eps, layer.qkv)
-            x = ops.linear(ops.attend(qkv, heads, batch, kv, params, layer.qk_gain, eps), layer.o, x)
-            x = ops.linear(ops.norm_gate_up(x, layer.mlp_norm, eps, layer.gate_up), layer.down, x)
+        qkv: Any = ops.norm_linear(x, layers[0].attn_norm, eps, layers[0].qkv)
+        for layer, kv, params, following in zip(
+            layers, cache.layers, self._attention, self._following, strict=True
+        ):
+            attended = ops.attend(qkv, heads, batch, kv, params, layer.qk_gain, eps)
+            x, qkv = ops.after_attention(
+                attended, x, layer.o, layer.mlp_norm, eps, layer.gate_up, layer.down, following
+            )
         return x

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -55,6 +55,10 @@ class StepRunner(Protocol):
     @property
     def workspace_bytes(self) -> int:
         """Bytes held beside weights and cache."""
+        ...
+
+    def aside(self) -> AbstractContextManager[tuple[Forward, torch.device]]:
+        """The decoder and its device, for work that is no step: in order with the steps, which share its buffers."""
         ...
 
     def reset(self) -> None:
@@ -116,6 +120,7 @@ class Runner:
         eos_ids: tuple[int, ...],
     ) -> None:
         self._decoder = decoder
+        self._device = device
         self._cache = decoder.new_cache(num_blocks, block_size)
         self._rows = Rows(max_batch, -(-max_context // block_size), block_size, device)
         self._sampler = Sampler(max_batch, vocab, device, eos_ids)
@@ -125,6 +130,12 @@ class Runner:
     def workspace_bytes(self) -> int:
         """Bytes held beside weights and cache: rows, tables, penalty counts (once a request used them)."""
         return self._rows.nbytes + self._sampler.nbytes
+
+    @contextmanager
+    def aside(self) -> Iterator[tuple[Forward, torch.device]]:
+        """The decoder and its device, for work that is no step."""
+        with allocating():
+            yield self._decoder, self._device
 
     def reset(self) -> None:
         """Drop all rows: each must start again before it works. The cache stays, its blocks are the scheduler's."""

@@ -160,7 +160,7 @@ ENGINE = (
         "engine",
         "weights",
         "auto",
-        "bits of the layers' matrices; auto is 16",
+        "bits of the layers' matrices; auto is 16, and int4 where the checkpoint has it (on the CPU: if RAM is short)",
         choices=("auto", "16", "int4"),
     ),
     _text("engine", "kv", "auto", "bits of the KV cache; auto is 16", choices=("auto", "16", "int8", "int4")),
@@ -171,7 +171,13 @@ ENGINE = (
         "LMDeploy's numbers for --kv: 0 is 16, 8 is int8, 4 is int4 (int8 before its release 0.4)",
         choices=(0, 4, 8),
     ),
-    _text("engine", "head", "auto", "bits of the last matrix; auto is 16", choices=("auto", "16", "int4")),
+    _text(
+        "engine",
+        "head",
+        "auto",
+        "bits of the last matrix; auto is 16, or the checkpoint's own int4",
+        choices=("auto", "16", "int4"),
+    ),
     _int("engine", "session_len", None, "context in tokens (default: the model's own)", low=16),
     _int("engine", "max_batch_size", 8, "requests that run at the same time", low=1, high=512),
     _float(
@@ -305,7 +311,79 @@ OUTPUT = (_flag("output", "json", "print one JSON document when done"),)
 
 TOP = (_float("top", "interval", 1.0, "seconds between readings", low=0.1, high=60),)
 
-ALL = (*ENGINE, *SAMPLING, *CHAT, *GENERATE, *OUTPUT, *UI, *TOP, *HISTORY, *MODELS)
+SERVER = (
+    _text(
+        "server",
+        "server_name",
+        "127.0.0.1",
+        "address to listen on; beyond this machine only with a key, or --no-auth",
+        metavar="HOST",
+        aliases=("--host",),
+    ),
+    _int(
+        "server",
+        "server_port",
+        23333,
+        "port to listen on; 0 takes a free one",
+        low=0,
+        high=65535,
+        aliases=("--port",),
+    ),
+    _text(
+        "server", "model_name", None, "what clients call the model (default: its own name)", metavar="NAME"
+    ),
+    _text(
+        "server",
+        "api_keys",
+        None,
+        "keys that clients must send, with commas between; better in the variable or in --api-key-file",
+        metavar="KEY,KEY",
+    ),
+    _text(
+        "server",
+        "api_key_file",
+        None,
+        "keys, one on each line, in a file that only you can read",
+        metavar="FILE",
+    ),
+    Setting("server", "auth", _boolean, True, "ask for a key wherever others can connect", bool),
+    Setting(
+        "server",
+        "allow_hosts",
+        str,
+        (),
+        "a name that clients may call this server by, beside its addresses (may be repeated)",
+        str,
+        many=True,
+        metavar="HOST",
+    ),
+    Setting(
+        "server",
+        "allow_origins",
+        str,
+        (),
+        "a web page's origin that may use this server, such as https://chat.example (may be repeated)",
+        str,
+        many=True,
+        metavar="ORIGIN",
+    ),
+    _flag(
+        "server", "ssl", "insist on TLS; it is on whenever SSL_KEYFILE and SSL_CERTFILE name the two files"
+    ),
+    _int("server", "max_queue", 128, "requests that wait for a slot; more get 503", low=0, high=65536),
+    _float(
+        "server",
+        "drain",
+        5.0,
+        "seconds that open replies get to end in when the server stops",
+        low=0,
+        high=3600,
+    ),
+    _flag("server", "log_requests", "print one line for each request"),
+    _flag("server", "tui", "show the monitor of the server in this terminal"),
+)
+
+ALL = (*ENGINE, *SAMPLING, *CHAT, *GENERATE, *OUTPUT, *UI, *TOP, *HISTORY, *MODELS, *SERVER)
 BY_KEY = {setting.key: setting for setting in ALL}
 KV_OF_POLICY = {0: "16", 4: "int4", 8: "int8"}  # LMDeploy's numbers since its release 0.4
 

@@ -9,14 +9,16 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from . import converted
 from .architecture import Rope, Spec, refuse, spec_from_config
 from .checkpoint import StoredTensor, check_directory, read_tensors
 from .families import BY_MODEL_TYPE, HARMLESS, NEEDS, NEUTRAL, Family
-from .hfconfig import CONFIG_CAP, ConfigReader, read_json, shown
+from .hfconfig import CONFIG_CAP, ConfigReader, read_json
+from .quantised import label_of, own_groups, read_scheme
 from .roles import Placed, assign_roles
 from .types import ModelError
 
@@ -29,8 +31,10 @@ class ModelFiles:
 
     `family` is the model_type, `layout` how it stores tensors and `placed` the role of each.
     `parameters` counts elements of the decoder, `stored_bytes` their size in the files, `dtype` is the stored
-    type of most of them ("float32", "bfloat16", ...), `widest` the longest activation row of a layer in
-    elements, `digest` an identity of the checkpoint. `notices` are for the user, once.
+    type of most plain ones ("float32", "bfloat16", ...), `widest` the longest activation row of a layer in
+    elements, `digest` an identity of the checkpoint. `notices` are for the user, once. `quantised` is what most
+    matrices are stored as ("AWQ int4 g128"), empty where none is quantised; `int4`: see `quantised.own_groups`.
+    `converted`: `lmtop convert` wrote it.
     """
 
     directory: Path
@@ -47,6 +51,9 @@ class ModelFiles:
     digest: str
     dtype: str
     notices: tuple[str, ...]
+    quantised: str = ""
+    int4: Mapping[tuple[int, str], int] = field(default_factory=dict)
+    converted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,29 +91,39 @@ def read_spec(directory: Path) -> ModelFiles:
     generation_path = directory / "generation_config.json"
     generation = read_json(generation_path, CONFIG_CAP) if generation_path.exists() else {}
     eos = dict.fromkeys(told.eos_ids + ConfigReader(generation, generation_path.name).ids("eos_token_id"))
-    tensors = read_tensors(directory)
-    placed, spec = assign_roles(told.spec, family, tensors, told.tie)
-    used = [item.tensor for item in placed]
+    ours = converted.read_manifest(directory)
+    layout = family if ours is None else converted.layout_of(family)
+    tensors = read_tensors(directory, () if ours is None else ours.shards)
+    scheme = read_scheme(config, directory) if ours is None else converted.SCHEME
+    placed, spec = assign_roles(told.spec, layout, tensors, told.tie, scheme)
+    used = [tensor for place in placed for tensor in place.stored]
+    label = label_of(placed)
+    notices = told.notices
+    if scheme is not None and not label and ours is None:
+        notices += (f"config.json announces {scheme.method} weights, but all are stored unquantised.",)
     return ModelFiles(
         directory=directory,
         family=family.model_types[0],
-        layout=family,
+        layout=layout,
         spec=spec,
         config=config,
         generation=generation,
         eos_ids=tuple(token for token in eos if token < spec.vocab),
         placed=placed,
-        parameters=sum(math.prod(tensor.shape) for tensor in used),
+        parameters=sum(math.prod(place.shape) for place in placed),
         stored_bytes=sum(tensor.nbytes for tensor in used),
         widest=_widest(spec, placed),
         digest=_digest(config, used),
-        dtype=_main_dtype(used),
-        notices=told.notices,
+        dtype=_main_dtype(placed),
+        notices=notices,
+        quantised=label,
+        int4=own_groups(placed, spec),
+        converted=ours is not None,
     )
 
 
 def _widest(spec: Spec, placed: tuple[Placed, ...]) -> int:
-    downs = [place.tensor.shape[1] for place in placed if place.role == "down" and place.part == "weight"]
+    downs = [place.shape[1] for place in placed if place.role == "down" and place.part == "weight"]
     return max(2 * max(downs), (spec.heads + 2 * spec.kv_heads) * spec.head_dim)
 
 
@@ -123,9 +140,9 @@ def _digest(config: Mapping[str, Any], tensors: list[StoredTensor]) -> str:
     return digest.hexdigest()
 
 
-def _main_dtype(tensors: list[StoredTensor]) -> str:
+def _main_dtype(placed: tuple[Placed, ...]) -> str:
     size: dict[str, int] = {}
-    for tensor in tensors:
+    for tensor in (place.tensor for place in placed if place.packed is None):
         size[tensor.dtype] = size.get(tensor.dtype, 0) + tensor.nbytes
     names = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
     return names[max(size, key=lambda dtype: size[dtype])]
@@ -135,14 +152,8 @@ def _family(reader: ConfigReader) -> Family:
     name = reader.string("model_type", default="")
     if not name:
         raise ModelError("config.json: model_type: missing")
-    quantization = reader.mapping("quantization_config", "compression_config")
+    reader.mapping("quantization_config", "compression_config")  # see engine.quantised
     if name not in BY_MODEL_TYPE:
         feature = NEEDS.get(name)
         raise refuse(name, f" (needs {feature})" if feature else "")
-    if quantization is not None:
-        method = quantization.get("quant_method", "unknown")
-        raise ModelError(
-            f"config.json: quantization_config: {shown(method, 40)} weights cannot be loaded yet; "
-            "use the unquantised checkpoint"
-        )
     return BY_MODEL_TYPE[name]

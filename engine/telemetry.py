@@ -45,6 +45,49 @@ class _Source(Protocol):
     def close(self) -> None: ...
 
 
+class Sensors(Protocol):
+    """Where the monitor looks: this machine's `Telemetry`, or what a server tells of its own. `interval` in seconds."""
+
+    interval: float
+
+    def snapshot(self) -> TelemetrySnapshot: ...
+    def histories(self) -> Mapping[int, History]: ...
+
+
+class Histories:
+    """The last samples of every device. One thread adds, any reads."""
+
+    def __init__(self) -> None:
+        self._rings: dict[int, tuple[deque[float | None], ...]] = {}
+        self._lock = threading.Lock()
+
+    def begin(self, device: int, told: History) -> None:
+        """Earlier samples of a device."""
+        with self._lock:
+            for ring, values in zip(self._ring(device), (told.util, told.memory, told.power), strict=True):
+                ring.extend(values)
+
+    def add(self, snapshot: TelemetrySnapshot) -> None:
+        """One sample more."""
+        with self._lock:
+            for gpu in snapshot.gpus:
+                self._remember(gpu.index, gpu.util, gpu.mem_used, gpu.power)
+            if snapshot.cpu is not None:
+                self._remember(HOST, snapshot.cpu.percent, _ram_used(snapshot.cpu), None)
+
+    def all(self) -> Mapping[int, History]:
+        """By GPU index; `HOST` is the processor (util) and RAM (memory)."""
+        with self._lock:
+            return {device: History(*map(tuple, rings)) for device, rings in self._rings.items()}
+
+    def _remember(self, device: int, *values: float | None) -> None:
+        for ring, value in zip(self._ring(device), values, strict=True):
+            ring.append(value)
+
+    def _ring(self, device: int) -> tuple[deque[float | None], ...]:
+        return self._rings.setdefault(device, tuple(deque(maxlen=HISTORY) for _ in range(3)))
+
+
 class Telemetry:
     """Samples every `interval` seconds between `start()` and `stop()`; `sample()` takes one by hand.
 
@@ -54,8 +97,7 @@ class Telemetry:
 
     def __init__(self, interval: float = 1.0, processes: bool = False, nvml: Any = None) -> None:
         self.interval = interval
-        self._rings: dict[int, tuple[deque[float | None], ...]] = {}
-        self._lock = threading.Lock()
+        self._histories = Histories()
         self._latest = TelemetrySnapshot()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -63,10 +105,7 @@ class Telemetry:
         if path := fake_file():
             self._source = fake = FakeMachine(path)
             for device, told in fake.history.items():
-                for ring, values in zip(
-                    self._ring(device), (told.util, told.memory, told.power), strict=True
-                ):
-                    ring.extend(values)
+                self._histories.begin(device, told)
         else:
             self._source = _Machine(processes, nvml)
 
@@ -88,26 +127,14 @@ class Telemetry:
 
     def histories(self) -> Mapping[int, History]:
         """History by GPU index; `HOST` is the processor (util) and RAM (memory)."""
-        with self._lock:
-            return {device: History(*map(tuple, rings)) for device, rings in self._rings.items()}
+        return self._histories.all()
 
     def sample(self) -> TelemetrySnapshot:
         """Take one sample now, and keep it."""
         snapshot = self._source.sample()
-        with self._lock:
-            for gpu in snapshot.gpus:
-                self._remember(gpu.index, gpu.util, gpu.mem_used, gpu.power)
-            if snapshot.cpu is not None:
-                self._remember(HOST, snapshot.cpu.percent, _ram_used(snapshot.cpu), None)
-            self._latest = snapshot
+        self._histories.add(snapshot)
+        self._latest = snapshot
         return snapshot
-
-    def _remember(self, device: int, *values: float | None) -> None:
-        for ring, value in zip(self._ring(device), values, strict=True):
-            ring.append(value)
-
-    def _ring(self, device: int) -> tuple[deque[float | None], ...]:
-        return self._rings.setdefault(device, tuple(deque(maxlen=HISTORY) for _ in range(3)))
 
     def _run(self) -> None:
         due = time.monotonic()

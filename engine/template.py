@@ -7,19 +7,20 @@ A message without such words renders and encodes exactly as the template alone w
 
 from __future__ import annotations
 
+import json
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from .fixed_templates import FIXED_TEMPLATES, PLAIN, FixedTemplate
+from .fixed_templates import FIXED_TEMPLATES, PLAIN, FixedTemplate, tool_source
 from .hfconfig import INDEX_CAP, open_regular, read_json, shown
 from .sandbox import RENDER_SECONDS, Sandbox, TemplateBroken
 from .specials import SideFiles
 from .tokenizer import Tokenizer
-from .types import Message, ModelError, TemplateRefused
+from .types import Message, ModelError, TemplateRefused, ToolCall, UsageError
 
 TEMPLATE_CAP = 128 << 10  # the largest in use are 30 KiB; compiling is not bounded otherwise
 PLAIN_NOTICE = "this model has no chat template: messages are written as plain text, one role after the other"
@@ -30,6 +31,7 @@ _PROBE = "lmtop-probe-7f3a"
 class ChatTemplate:
     """One chat format bound to a tokenizer.
 
+    source: its Jinja text; tool_source: the one for conversations with tools, None where the model knows none.
     stop_ids, stop_strings: what ends a turn in this format. notices: what the user should know, in plain words.
     plain: there was no template. Any thread may render; renders of one template take turns.
     """
@@ -48,7 +50,8 @@ class ChatTemplate:
         self.name = name
         self.plain = plain
         self.stop_strings = tuple(stop_strings)
-        self._source = source
+        self.source = source
+        self.tool_source = tool_source(source, tokenizer.added)  # None: the model knows no tools
         self._tokenizer = tokenizer
         self._sandbox = Sandbox(now)
         self._variables = {**tokenizer.named_tokens, **(variables or {})}
@@ -57,7 +60,9 @@ class ChatTemplate:
         special = {text for text, index in tokenizer.added.items() if index in tokenizer.special_ids}
         special |= {text for text, index in tokenizer.added.items() if index in tokenizer.eos_ids}
         special |= {"<s>", "</s>"} & tokenizer.added.keys()
-        written = {text for text in tokenizer.added if text.strip() and text in source}
+        written = {
+            text for text in tokenizer.added if text.strip() and text in source + (self.tool_source or "")
+        }
         # A model's own turns may hold words such as <think> that the template writes and the model produced.
         self._forbidden = {"assistant": _any_of(special), "": _any_of(special | written)}
         self._broken: TemplateBroken | None = None
@@ -101,43 +106,81 @@ class ChatTemplate:
                 )
         return None
 
-    def render_text(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
+    def render_text(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = True,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        options: Iterable[tuple[str, Any]] = (),
+    ) -> str:
         """The prompt as text, for display. Raises TemplateRefused "chat template refused: ..."."""
-        return self._sandboxed(_plain_turns(messages), add_generation_prompt)
+        return self._sandboxed(_plain_turns(messages), add_generation_prompt, tools, options)
 
-    def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
-        """The prompt's ids. Raises TemplateRefused "chat template refused: ..."."""
-        turns, marks = self._marked(messages)
-        return self._tokenizer.encode_marked(self._sandboxed(turns, add_generation_prompt), marks)
+    def render(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = True,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        options: Iterable[tuple[str, Any]] = (),
+    ) -> list[int]:
+        """The prompt's ids. `tools`: function schemas in OpenAI's form; `options`: variables of the template's own,
+        such as enable_thinking. Raises TemplateRefused "chat template refused: ..."."""
+        turns, tools, marks = self._marked(messages, tools)
+        return self._tokenizer.encode_marked(
+            self._sandboxed(turns, add_generation_prompt, tools, options), marks
+        )
 
     # --- rendering -------------------------------------------------------------------------------------------
 
-    def _sandboxed(self, turns: list[dict[str, str]], add_generation_prompt: bool) -> str:
+    def _sandboxed(
+        self,
+        turns: list[dict[str, Any]],
+        add_generation_prompt: bool,
+        tools: Sequence[Mapping[str, Any]] | None,
+        options: Iterable[tuple[str, Any]],
+    ) -> str:
         if self.folds_system:
             turns = _folded(turns)
-        return self._raw(turns, add_generation_prompt)
+        return self._raw(turns, add_generation_prompt, tools=tools, options=options)
 
     def _raw(
-        self, turns: list[dict[str, str]], add_generation_prompt: bool, deadline: float | None = None
+        self,
+        turns: list[dict[str, Any]],
+        add_generation_prompt: bool,
+        deadline: float | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        options: Iterable[tuple[str, Any]] = (),
     ) -> str:
         if self._broken is not None:
             raise TemplateBroken(str(self._broken))
         variables: dict[str, Any] = {
+            **dict(options),  # first: they replace nothing that is ours
             "messages": turns,
             "add_generation_prompt": add_generation_prompt,
-            "tools": None,
+            "tools": tools,
             "documents": None,
             **self._variables,
         }
-        return self._sandbox.render(self._source, variables)
+        uses_tools = tools or any(turn["role"] == "tool" or "tool_calls" in turn for turn in turns)
+        source = (self.tool_source if uses_tools else None) or self.source
+        return self._sandbox.render(source, variables, deadline)
 
-    def _marked(self, messages: Sequence[Message]) -> tuple[list[dict[str, str]], dict[str, str]]:
-        """Turns in which special tokens' texts are marks, and mark -> text."""
+    def _marked(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None
+    ) -> tuple[list[dict[str, Any]], Sequence[Mapping[str, Any]] | None, dict[str, str]]:
+        """Turns and tools in which special tokens' texts are marks, and mark -> text."""
         turns = _plain_turns(messages)
         marks: dict[str, str] = {}
-        if not any(self._pattern(turn["role"]).search(turn["content"]) for turn in turns):
-            return turns, marks
-        taken = set(self._source).union(*(turn["content"] for turn in turns))
+        written = list(_texts(tools))
+        if not any(self._pattern("").search(text) for text in written) and not any(
+            self._pattern(turn["role"]).search(text) for turn in turns for text in _texts(turn)
+        ):
+            return turns, tools, marks
+        taken = set(self.source + (self.tool_source or "")).union(
+            *written, *(text for turn in turns for text in _texts(turn))
+        )
         private = (chr(code) for code in range(0xF0000, 0xFFFFE) if chr(code) not in taken)
         by_text: dict[str, str] = {}
 
@@ -148,9 +191,10 @@ class ChatTemplate:
                 marks[by_text[text]] = text
             return by_text[text]
 
-        for turn in turns:
-            turn["content"] = self._pattern(turn["role"]).sub(mark, turn["content"])
-        return turns, marks
+        turns = [
+            {**_replaced(turn, self._pattern(turn["role"]), mark), "role": turn["role"]} for turn in turns
+        ]
+        return turns, _replaced(tools, self._pattern(""), mark), marks
 
     def _pattern(self, role: str) -> re.Pattern[str]:
         return self._forbidden.get(role) or self._forbidden[""]
@@ -197,11 +241,66 @@ def plain_template(tokenizer: Tokenizer) -> ChatTemplate:
     return ChatTemplate(PLAIN.source, tokenizer, name=PLAIN.name, stop_strings=PLAIN.stop_strings, plain=True)
 
 
-def _plain_turns(messages: Sequence[Message]) -> list[dict[str, str]]:
-    return [{"role": message.role, "content": message.content} for message in messages]
+def _plain_turns(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Messages as templates know them; keys beyond role and content only where there is something."""
+    turns: list[dict[str, Any]] = []
+    for message in messages:
+        turn: dict[str, Any] = {"role": message.role, "content": message.content}
+        if message.name:
+            turn["name"] = message.name
+        if message.tool_call_id:
+            turn["tool_call_id"] = message.tool_call_id
+        if message.reasoning:
+            turn["reasoning_content"] = message.reasoning
+        if message.tool_calls:
+            # templates write arguments as JSON of their own, so they get the object
+            turn["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": _object(call)},
+                }
+                for call in message.tool_calls
+            ]
+        turns.append(turn)
+    return turns
 
 
-def _folded(turns: list[dict[str, str]]) -> list[dict[str, str]]:
+def _object(call: ToolCall) -> dict[str, Any]:
+    try:
+        arguments = json.loads(call.arguments or "{}")
+    except (ValueError, RecursionError):
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise UsageError(f"tool_calls: the arguments of {shown(call.name, 40)} are no JSON object")
+    return arguments
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text within nested lists and objects, their keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield key
+            yield from _texts(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _texts(item)
+
+
+def _replaced(value: Any, pattern: re.Pattern[str], mark: Callable[[re.Match[str]], str]) -> Any:
+    """`value` with every match of `pattern` in its texts replaced."""
+    if isinstance(value, str):
+        return pattern.sub(mark, value)
+    if isinstance(value, Mapping):
+        return {pattern.sub(mark, key): _replaced(item, pattern, mark) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_replaced(item, pattern, mark) for item in value]
+    return value
+
+
+def _folded(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A leading system message becomes the head of the user's first message."""
     if len(turns) < 2 or turns[0]["role"] != "system" or turns[1]["role"] != "user":
         return turns

@@ -25,6 +25,10 @@ class UsageError(LmtopError):
     exit_code = 2
 
 
+class ContextExceeded(UsageError):
+    """A prompt that is longer than the context."""
+
+
 class TemplateRefused(UsageError):
     """A chat template that refuses these messages, or is refused itself: the model's doing, not the request's."""
 
@@ -135,22 +139,38 @@ class SamplingParams:
 
 GREEDY = SamplingParams(temperature=0.0, top_p=1.0)
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A function that the model asked for; `arguments` is a JSON object, as text."""
+
+    id: str
+    name: str
+    arguments: str
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation. An assistant's may hold `tool_calls`, and the `reasoning` that led to it; a tool's
+    is the result of the call `tool_call_id`."""
 
     role: Role
     content: str
+    name: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """One reply to generate. Exactly one of `messages` (chat template), `prompt` (raw text, encoded with the
     tokenizer's own bos rule) and `prompt_ids` is set. `session` groups requests on the gauges (a short label
-    such as the session's title is in `label`); it never changes a token."""
+    such as the session's title is in `label`); it never changes a token. With messages only: `tools` are the functions
+    that the model may ask for (a JSON list, as text, "" is none), `template_options` further variables of its chat
+    template."""
 
     id: str
     messages: tuple[Message, ...] | None = None
@@ -160,6 +180,8 @@ class Request:
     session: str = ""
     label: str = ""
     priority: int = 0
+    tools: str = ""
+    template_options: tuple[tuple[str, bool | int | float | str], ...] = ()
 
     def __post_init__(self) -> None:
         given = sum(x is not None for x in (self.messages, self.prompt, self.prompt_ids))
@@ -189,9 +211,13 @@ class TokenLogprob:
     top: tuple[TopLogprob, ...] = ()
 
 
+NOT_TOLD = -1  # a count that a server did not give
+
+
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Token counts of one request. `context_left` is what the context could still hold when it ended."""
+    """Token counts of one request. `context_left` is what the context could still hold when it ended. Of a server's
+    reply each may be `NOT_TOLD`, as may `Timings.queue_s`."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -237,6 +263,14 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Waiting:
+    """Why there is no text yet, in plain words; each one replaces the one before."""
+
+    id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
     """New text (complete characters only) and the tokens behind it."""
 
@@ -279,16 +313,18 @@ class ModelInfo:
     layers: int
     context_len: int
     device: str
-    weights: str  # "fp32", "bf16", "fp16", "int4 g128"
+    weights: str  # "fp32", "bf16", "fp16", "int4 g128", "AWQ int4 g128"
     kv: str  # "fp32", "bf16", "fp16", "int8", "int4"
     max_batch: int
     has_template: bool
+    stored: str = ""  # "AWQ int4 g128", "FP8": what the files hold where it is quantised
 
 
 @dataclass(frozen=True, slots=True)
 class ModelState:
     """The engine's model changed state. While loading, `progress` runs from 0 to 1 and `message` says what is
-    being done; `failed` and `dead` carry the reason in `message`, and `failed` the error itself."""
+    being done; `failed` and `dead` carry the reason in `message`, and `failed` the error itself. `place` names the
+    server that the model runs on, empty for this process; where `info` is not known, `context_len` may be."""
 
     status: ModelStatus
     name: str = ""
@@ -296,6 +332,13 @@ class ModelState:
     message: str = ""
     info: ModelInfo | None = None
     error: LmtopError | None = None
+    place: str = ""
+    context_len: int | None = None
+
+    @property
+    def context(self) -> int | None:
+        """Tokens of the context, as far as it is known."""
+        return self.info.context_len if self.info is not None else self.context_len
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,7 +349,7 @@ class Notice:
     level: Literal["info", "warning", "error"] = "info"
 
 
-Event = Accepted | Started | Progress | Delta | Finished | Failed | ModelState | Notice
+Event = Accepted | Started | Progress | Waiting | Delta | Finished | Failed | ModelState | Notice
 
 
 # --- snapshots ---------------------------------------------------------------------------------------------
@@ -376,10 +419,23 @@ class QueueSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class ServerLoad:
+    """What a server says of itself where it tells totals only. None: it does not say. `kv_share` is from 0 to 1,
+    rates are tokens/s over all its requests."""
+
+    running: int | None = None
+    waiting: int | None = None
+    kv_share: float | None = None
+    decode_tps: float | None = None
+    prefill_tps: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class EngineSnapshot:
     """What the gauges show, measured at `time` (monotonic seconds). Rates are over the last second.
 
-    `heartbeat` rises with each step and each idle tick, so that a stall can be told from idleness.
+    `heartbeat` rises with each step and each idle tick, so that a stall can be told from idleness. `load` is set for
+    a server whose requests and blocks cannot be seen: it then says all there is, and the other figures nothing.
     """
 
     time: float
@@ -395,6 +451,7 @@ class EngineSnapshot:
     prefill_tps: float
     step_ms_p50: float
     step_ms_p99: float
+    load: ServerLoad | None = None
 
 
 # --- inside the loop ---------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .cuda import attn_decode, attn_prefill, elementwise, gemm, kv, matvec, rope_kv, sample
+from .cuda import attn_decode, attn_prefill, chain, elementwise, gemm, kv, matvec, rope_kv, sample
 from .cuda.w4 import PackedW4
 from .launch import LaunchError
 from .nvrtc import CompileError
@@ -110,6 +110,9 @@ def cases(device: torch.device) -> Iterator[Case]:
         for name, (rows, columns) in MATRICES.items():
             for packed in (False, True):
                 yield _product(name, rows, columns, tokens, packed, device)
+    if torch.cuda.get_device_capability(device) == (9, 0):
+        for packed in (False, True):
+            yield _chain(packed, device)
     for batch, context in ((1, 512), (1, 8192), (16, 2048), (16, 16384), (64, 512)):
         for bits in (16, 8, 4):
             yield _decode(batch, context, bits, device)
@@ -142,6 +145,33 @@ def _product(name: str, rows: int, columns: int, tokens: int, packed: bool, devi
     kind = "matvec" if tokens <= matvec.MAX_TOKENS else "gemm"
     shape = f"{name} {rows}x{columns}, {tokens} tokens"
     return Case(f"{kind} {'int4' if packed else 'fp16'}", shape, nbytes, 2.0 * rows * columns * tokens, make)
+
+
+def _chain(packed: bool, device: torch.device) -> Case:
+    """A layer's four products of one token in one launch."""
+    order = ("o", "gate-up", "down", "qkv")
+    sizes = [MATRICES[name] for name in order]
+    numbers = float(sum(rows * columns for rows, columns in sizes))
+
+    def make(count: int) -> tuple[Calls, Calls]:
+        x, attended = (_half(1, sizes[0][0], device=device) for _ in range(2))
+        norm = matvec.fold_norm(torch.ones(sizes[0][0], device=device), 1e-5)
+        layers = [
+            [
+                chain.Product(
+                    _random_w4(*size, name == "gate-up", device) if packed else _half(*size, device=device),
+                    None,
+                    norm if name in ("gate-up", "qkv") else None,
+                    name == "gate-up",
+                )
+                for name, size in zip(order, sizes, strict=True)
+            ]
+            for _ in range(count)
+        ]
+        return [lambda p=layer: chain.run(p, attended, (x, None, 0, None)) for layer in layers], []
+
+    nbytes = numbers * (0.5 + 4 / GROUP if packed else 2)
+    return Case(f"chain {'int4' if packed else 'fp16'}", "a layer, 1 token", nbytes, 2 * numbers, make)
 
 
 def _random_w4(rows: int, columns: int, gate_up: bool, device: torch.device) -> PackedW4:

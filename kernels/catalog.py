@@ -13,7 +13,7 @@ from itertools import product
 
 import torch
 
-from .cuda import attn_decode, attn_prefill, elementwise, gemm, matvec, rope_kv, sample, stage
+from .cuda import attn_decode, attn_prefill, chain, elementwise, gemm, matvec, rope_kv, sample, stage
 from .cuda.kv import KVLayer, new_cache
 from .cuda.w4 import GROUPS, PackedW4
 from .nvrtc import Unit, unit
@@ -111,6 +111,8 @@ def units(arch: str) -> tuple[Unit, ...]:
 
 def _products(model: Model, dtype: torch.dtype, group: int, chip: Chip) -> Iterator[Unit]:
     """Matrix products for few tokens and for many; `group` 0 is plain weights."""
+    if chip.capability == 90:
+        yield chain.chain_unit(group, dtype)
     for rows, columns in model.matrices():
         yield matvec.cut_unit(matvec.choose_cut(rows, columns, group, chip.capability >= 90), group, dtype)
         weight = _meta(rows, columns, dtype, group)

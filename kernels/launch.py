@@ -80,15 +80,16 @@ class Kernel:
         self._handle = ctypes.c_void_p(function.kernel.ptr)
         self._dependent = dependent
         self._launch = _driver().cuLaunchKernelEx
+        if dependent:
+            # One carve-out for all: blocks of kernels that want different ones cannot share an SM, so that each kernel
+            # would wait for the one before it to leave. Left to itself the driver makes room for few blocks, too.
+            function.preferred_shared_memory_carveout = 100
 
     def max_shared(self, nbytes: int) -> Kernel:
         """Allow `nbytes` of dynamic shared memory (more than 48 KiB needs asking); before any capture."""
         if nbytes > self._allowed:
             self._allowed = nbytes
             self._function.max_dynamic_shared_size_bytes = nbytes
-            # Left to itself the driver makes room for one block an SM, and the blocks of the next kernel, which start
-            # while this one ends, crowd onto a few SMs: 57 instead of 40 us for a layer's four W4 products.
-            self._function.preferred_shared_memory_carveout = 100
         return self
 
     def __call__(

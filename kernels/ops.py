@@ -32,8 +32,9 @@ class Dense:
 class Int4:
     """A linear layer with four-bit weights: y = x @ (scale * (code - zero)).T + bias, in groups along the inputs.
 
-    codes [out, in] uint8, 0..15; scales [out, groups] float16; zeros [out, groups] uint8; group g holds inputs
-    g * group and following. Backends keep a packed form of their own.
+    codes [out, in] uint8, 0..15; scales [out, groups] float16; zeros [out, groups] uint8; group g holds columns
+    g * group and following. order [in] int64: column c multiplies x[order[c]]; None: x[c] (GPTQ's act-order sorts
+    inputs by their weight before it forms groups). Backends keep a packed form of their own.
     """
 
     codes: Tensor
@@ -41,11 +42,12 @@ class Int4:
     zeros: Tensor
     group: int
     bias: Tensor | None = None
+    order: Tensor | None = None
 
     @property
     def nbytes(self) -> int:
-        parts = (self.codes, self.scales, self.zeros, *(() if self.bias is None else (self.bias,)))
-        return sum(part.nbytes for part in parts)
+        parts = (self.codes, self.scales, self.zeros, self.bias, self.order)
+        return sum(part.nbytes for part in parts if part is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +110,20 @@ class Ops(Protocol):
         [in] float32."""
         ...
 
-    def linear(self, x: Tensor, layer: Any, residual: Tensor) -> Tensor:
-        """x [n, in] through the layer, plus residual [n, out]."""
-        ...
-
-    def norm_gate_up(self, x: Tensor, gain: Tensor, eps: float, layer: Any) -> Tensor:
-        """RMS norm, then silu(gate) * up of the layer's two halves: x [n, in] -> [n, width]."""
+    def after_attention(
+        self,
+        attended: Tensor,
+        x: Tensor,
+        o: Any,
+        gain: Tensor,
+        eps: float,
+        gate_up: Any,
+        down: Any,
+        following: tuple[Tensor, Any] | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The rest of a layer and the first product of the next: attended [n, H * D] through `o` onto the residual
+        stream x [n, hidden], then norm (gain), gate | up, silu and `down` onto it -> (x, the norm_linear of it that
+        `following` (gain, layer) names, or None)."""
         ...
 
     def attend(

@@ -76,6 +76,7 @@ def norm_gate_up(x: Tensor, gain: Tensor, eps: float, layer: Dense | Int4) -> Te
 
 def linear(x: Tensor, layer: Dense | Int4, residual: Tensor | None = None) -> Tensor:
     if isinstance(layer, Int4):
+        x = x if layer.order is None else x.index_select(-1, layer.order)
         layer = Dense(dequantise(layer, x.dtype), layer.bias)
     if residual is None:
         return torch.mm(x, layer.turned) if layer.bias is None else torch.addmm(layer.bias, x, layer.turned)
@@ -84,8 +85,23 @@ def linear(x: Tensor, layer: Dense | Int4, residual: Tensor | None = None) -> Te
     return torch.addmm(residual, x, layer.turned)
 
 
+def after_attention(
+    attended: Tensor,
+    x: Tensor,
+    o: Dense | Int4,
+    gain: Tensor,
+    eps: float,
+    gate_up: Dense | Int4,
+    down: Dense | Int4,
+    following: tuple[Tensor, Dense | Int4] | None,
+) -> tuple[Tensor, Tensor | None]:
+    x = linear(attended, o, x)
+    x = linear(norm_gate_up(x, gain, eps, gate_up), down, x)
+    return x, None if following is None else norm_linear(x, following[0], eps, following[1])
+
+
 def dequantise(layer: Int4, dtype: torch.dtype) -> Tensor:
-    """The weight [out, in] that four-bit codes stand for."""
+    """The weight [out, in] that four-bit codes stand for, columns in the order of the codes."""
     inputs = layer.codes.shape[1]
     scales, zeros = (
         part.float().repeat_interleave(layer.group, 1)[:, :inputs] for part in (layer.scales, layer.zeros)

@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PARTS = ("engine", "kernels", "quant", "themes", "tui")
 BELOW = {  # a part may import itself and these
+    "": {"engine"},
     "__main__": {"engine", "tui"},
     "tui": {"engine", "quant", "kernels", "themes"},
     "engine": {"quant", "kernels"},
@@ -23,8 +24,10 @@ HEAVY = {"torch", "transformers", "cupy", "safetensors", "tokenizers"}
 LIGHT = (
     *("engine." + name for name in ("types", "config", "scheduler", "blocks", "client", "text", "telemetry")),
     *("engine." + name for name in ("faults", "settings", "arguments", "models", "spec", "listing", "answer", "hub", "guard")),
-    *("engine." + name for name in ("local", "loader", "generate", "plain")),
-    *("tui." + name for name in ("parent", "doctor", "app", "screens.top")),
+    *("engine." + name for name in ("local", "loader", "generate", "plain", "messages", "pipeline_settings", "api_client")),
+    *("engine." + name for name in ("remote", "remote_probe", "servers")),
+    *("engine." + name for name in ("monitor", "metrics", "bench_serve", "server.app", "server.run", "server.http_server")),
+    *("tui." + name for name in ("parent", "doctor", "app", "screens.top", "link", "screens.servers", "screens.choose")),
     "__main__",
 )  # fmt: skip
 FORBIDDEN_MODULES = {

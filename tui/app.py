@@ -28,6 +28,8 @@ from .bridge import LOW_BANDWIDTH_S, NORMAL_S, Bridge
 from .commands import BY_ID, COMMANDS
 from .dialogs import open_dialog
 from .keys import bindings
+from .link import Link
+from .presets import Presets
 from .render.glyphs import Glyphs, glyphs
 from .render.kvmap import OwnerPalette
 from .replies import Replies
@@ -35,11 +37,13 @@ from .screens.chat import ChatScreen
 from .screens.chat_actions import ChatActions, with_model
 from .sessions import Sessions
 from .store import Store
+from .tab import in_tab
 from .wire import Mode, TerminalDriver, Wire
 
 if TYPE_CHECKING:
     from ..engine.arguments import Options
-    from ..engine.telemetry import Telemetry
+    from ..engine.servers import Server
+    from ..engine.telemetry import Sensors, Telemetry
 
 CLOSE_S = 1.2  # what the engine gets to end in, of the two seconds a signal leaves
 INTERNAL_ERROR = 70
@@ -47,20 +51,23 @@ INTERNAL_ERROR = 70
 
 @dataclass(frozen=True, slots=True)
 class AppOptions:
-    """What the program starts with. `model` None: none is loaded yet. `history` None: nothing is kept on disk.
-    `engine` is the intent for any model that is loaded. `backend`, `telemetry` and `clock` replace the real
-    ones in tests."""
+    """What the program starts with. `model` None: none is loaded yet. `history`, `presets` None: nothing is kept on disk.
+    `engine` is the intent for any model that is loaded. `server`: talk to it, not to this machine; `servers`: begin
+    with choosing one. `backend`, `telemetry` and `clock` replace the real ones in tests."""
 
     model: str | None = None
     engine: EngineConfig | None = None
     sampling: SamplingParams = field(default_factory=SamplingParams)
     system: str = ""
     history: Path | None = None
+    presets: Path | None = None
     require_history: bool = False
     theme: str | None = None
     ascii: bool = False
     mouse: bool = True
     lowbw: Mode = "auto"
+    server: Server | None = None
+    servers: bool = False
     backend: Backend | None = None
     telemetry: Telemetry | None = None
     clock: Callable[[], float] = time.time
@@ -69,6 +76,8 @@ class AppOptions:
     def from_options(cls, options: Options) -> AppOptions:
         """The command line's part."""
         from .history import default_path
+        from .link import server_of
+        from .presets import default_path as presets_path
 
         values = options.values
         path = None
@@ -80,11 +89,14 @@ class AppOptions:
             sampling=options.sampling(),
             system=values["meta_instruction"],
             history=path,
+            presets=presets_path() if values["save"] else None,
             require_history=values["require_history"],
             theme=values["theme"],
             ascii=values["ascii"],
             mouse=values["mouse"],
             lowbw=values["low_bandwidth"],
+            server=server_of(options) if options.command == "connect" else None,
+            servers=options.command == "connect" and options.extra["server"] is None,
         )
 
 
@@ -99,7 +111,8 @@ class LmtopApp(App[None], inherit_bindings=False):
 
     def __init__(self, options: AppOptions) -> None:
         # NO_COLOR: the terminal's own colours, which Textual then takes away; else it would paint in grey
-        super().__init__(driver_class=TerminalDriver, ansi_color=True if "NO_COLOR" in os.environ else None)
+        driver = None if in_tab() else TerminalDriver  # None: Textual's own for a tab
+        super().__init__(driver_class=driver, ansi_color=True if "NO_COLOR" in os.environ else None)
         self.options = options
         self.wire = Wire(options.lowbw, options.ascii)
         self.wire.changed = self._bandwidth_changed
@@ -107,9 +120,11 @@ class LmtopApp(App[None], inherit_bindings=False):
         self.sessions = Sessions(self.store, options.sampling, options.system)
         self.palette = OwnerPalette()
         self.backend: Backend | None = None
+        self.link: Link
         self.engine = options.engine or EngineConfig("demo")  # the newest intent
+        self.presets = Presets(options.presets)
         self.replies: Replies
-        self.telemetry: Telemetry
+        self.telemetry: Sensors
         self.model_signal: Signal[ModelState] = Signal(self, "model")  # each state, in order
         self.chat = ChatScreen()
         self.actions = ChatActions(self, self.chat)
@@ -168,26 +183,41 @@ class LmtopApp(App[None], inherit_bindings=False):
             self.failure = error
             self.exit(return_code=error.exit_code)
             return
-        self.telemetry = self.options.telemetry or _real_telemetry()
-        self.telemetry.start()
-        self.backend = self.options.backend or _local_backend()
-        self.replies = Replies(self.sessions, self.backend, self.options.clock)
-        self._bridge = Bridge(self.backend, self.deliver)
-        self._bridge.interval = LOW_BANDWIDTH_S if self.wire.low else NORMAL_S
-        self._bridge.start()
-        self.replies.mailbox = self._bridge.mailbox
+        self.replies = Replies(self.sessions, self.options.clock)
+        self.link = Link(self, self.options.backend, self.options.telemetry)
+        try:
+            await self.link.use(self.options.server)
+        except LmtopError as error:
+            self.failure = error
+            self.exit(return_code=error.exit_code)
+            return
         self.sessions.view = self.chat
         more = await self.sessions.open()
         prompts = await self.store.attempt(self.store.history.prompts)
         self.chat.composer.prompts[:0] = reversed(prompts or [])
         await self.chat.show(await self.sessions.create())
         self.chat.tick()
-        if self.options.model is not None:
+        if self.options.servers:
+            open_dialog(self, "servers.open")
+        elif self.options.model is not None:
             self.load_config(with_model(self.options.engine, self.options.model))
-        elif self.replies.model.status == "none":
+        elif self.replies.model.status == "none" and self.options.server is None:
             open_dialog(self, "model.load", welcome=True)
         while more:
             more = await self.sessions.open()
+
+    def attach(self, backend: Backend, telemetry: Sensors) -> None:
+        """Talk to `backend` from now on. What is open on the one before ends, with the text that it has."""
+        if self._bridge is not None:
+            self._bridge.flush()
+        bridge = Bridge(backend, self.deliver)
+        bridge.interval = LOW_BANDWIDTH_S if self.wire.low else NORMAL_S
+        bridge.start()
+        self.replies.use(backend, bridge.mailbox)
+        if self._bridge is not None:
+            self._bridge.stop()
+        self.backend, self.telemetry, self._bridge = backend, telemetry, bridge
+        self.chat.begin(self.link.server is None)
 
     def load_config(self, config: EngineConfig) -> None:
         """Load a model in place of the present one."""
@@ -267,6 +297,13 @@ class LmtopApp(App[None], inherit_bindings=False):
 
     # --- the way out ---------------------------------------------------------------------------------------
 
+    async def _on_exit_app(self) -> None:
+        """A tab that was closed comes here without having asked: save first."""
+        if self.is_web and self._leaving is None:
+            self.leave(0)
+        else:
+            await super()._on_exit_app()
+
     def leave(self, code: int) -> None:
         """Stop, save and end with `code`; once."""
         if self._leaving is None:
@@ -275,9 +312,7 @@ class LmtopApp(App[None], inherit_bindings=False):
     async def _leave(self, code: int) -> None:
         await self._save_all()
         if self.backend is not None:
-            loop = asyncio.get_running_loop()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(loop.run_in_executor(None, self.backend.close, CLOSE_S), CLOSE_S + 0.2)
+            await self.link.close(CLOSE_S)
         self.exit(return_code=code)
 
     async def _save_all(self) -> None:
@@ -286,7 +321,6 @@ class LmtopApp(App[None], inherit_bindings=False):
             self._bridge.flush()
             self.replies.interrupt()
             self._bridge.stop()
-            self.telemetry.stop()
         if self.store.is_open:
             self.chat.save_draft()
         await self.store.close()
@@ -311,18 +345,6 @@ class LmtopApp(App[None], inherit_bindings=False):
         """Textual's threads report here, with a traceback already rendered."""
         self._exception = self._exception or RuntimeError("the terminal could not be read")
         self._fatal_error()
-
-
-def _real_telemetry() -> Telemetry:
-    from ..engine.telemetry import Telemetry
-
-    return Telemetry(processes=True)
-
-
-def _local_backend() -> Backend:
-    from ..engine.local import LocalBackend
-
-    return LocalBackend()
 
 
 def run_app(options: AppOptions) -> int:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from textual.widgets import TextArea
 
+from ..engine.types import UsageError
+
 if TYPE_CHECKING:
     from .app import LmtopApp
 
@@ -43,6 +45,10 @@ class AppActions:
     def monitor_open(self, argument: str) -> None:
         from .screens.top import TopScreen
 
+        seen = self.app.telemetry.snapshot()
+        server = self.app.link.server
+        if server is not None and not seen.gpus and seen.cpu is None:
+            raise UsageError(f"{server.label} does not tell about its machine; `lmtop top` shows this one")
         if not isinstance(self.app.screen, TopScreen):
             self.app.push_screen(TopScreen(self.app.telemetry, self.app.glyphs))
 

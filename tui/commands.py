@@ -111,6 +111,16 @@ COMMANDS: tuple[Command, ...] = (
     Command("transcript.leave", "Back to the prompt", "transcript", ("i", "enter")),
     # model
     Command("model.load", "Load model", "chat", ("f4", "ctrl+l"), "load", "[model]", "l", "choose one, or name it"),
+    Command(
+        "servers.open",
+        "Servers",
+        "chat",
+        ("f9",),
+        "server",
+        "[name | URL | local]",
+        "v",
+        "choose where the model runs",
+    ),
     Command("model.unload", "Unload model", "chat", (), "unload", "", "u", "free its memory"),
     Command("sampling.open", "Sampling", "chat", ("f8",), menu="s", help="temperature and the rest"),
     Command("sampling.set", "Set sampling", "chat", (), "set", "name=value ...", "", "e.g. /set temp=0.7 top_p=0.9"),

@@ -9,7 +9,12 @@ if TYPE_CHECKING:
     from .app import LmtopApp
 
 # command id -> module below `screens`, whose function `open(app)` shows the dialog
-DIALOGS = {"model.load": "load", "sampling.open": "sampling"}
+DIALOGS = {
+    "model.load": "load",
+    "model.choose": "choose",
+    "sampling.open": "sampling",
+    "servers.open": "servers",
+}
 
 
 def open_dialog(app: LmtopApp, command: str, **options: Any) -> None:

@@ -19,6 +19,8 @@ from .signals import terminal_lent
 async def edit(app: App[Any], text: str) -> str:
     """`text` after $VISUAL or $EDITOR (default: vi) changed it. The screen is handed over meanwhile; replies go
     on being generated and saved. UsageError when the editor cannot be run or fails."""
+    if app.is_web:
+        raise UsageError("there is no editor in a browser")
     command = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
     fd, name = tempfile.mkstemp(prefix="lmtop-", suffix=".md")
     path = Path(name)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from ..engine.guard import guarded
 from ..engine.types import UsageError
+from .tab import in_tab
 
 if TYPE_CHECKING:
     from ..engine.arguments import Options
@@ -32,7 +33,10 @@ RESTORE = (
 
 
 def supervise(options: Options) -> int:
-    """Run the terminal program for `options` in a child; returns its exit code, 128 + n for signal n."""
+    """Run the terminal program for `options` in a child; returns its exit code, 128 + n for signal n. In a browser's
+    tab there is no terminal to put right, and no child."""
+    if in_tab():
+        return _run(options)
     require_terminal()
     terminal = sys.__stderr__.fileno() if sys.__stderr__ is not None else 2
     before = termios.tcgetattr(terminal)
@@ -55,7 +59,7 @@ def supervise(options: Options) -> int:
         return os.WEXITSTATUS(status)
     number = os.WTERMSIG(status)
     _restore(terminal, before)
-    saved = options.command != "top" and options.values["save"]
+    saved = options.command not in ("top", "serve") and options.values["save"]
     print(
         f"lmtop: ended by {signal.Signals(number).name}"
         f"{'; the conversation was saved up to the last second' if saved else ''}",
@@ -91,6 +95,10 @@ def _program(options: Options) -> int:
             mouse=values["mouse"],
             theme=values["theme"],
         )
+    if options.command == "serve":
+        from .screens.serving import run_serving
+
+        return run_serving(options)
     from .app import AppOptions, run_app
 
     return run_app(AppOptions.from_options(options))

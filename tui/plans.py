@@ -31,6 +31,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 WEIGHTS = ("auto", *WEIGHT_FORMATS)
 KVS = ("auto", *KV_FORMATS)
 TABLE = 8  # rows of a prediction
+POLICY_4 = "KV int4 is --quant-policy 4; until LMDeploy 0.4 that number meant int8"
 NAME = 10  # cells of a policy's name
 
 
@@ -266,6 +267,10 @@ def _bar(plan: Plan, device: DeviceInfo, width: int, glyphs: Glyphs) -> Row:
 def verdict(plan: Plan, width: int) -> list[Row]:
     """Whether it fits and what else is to say, in words."""
     texts = [(notice, "warn") for notice in plan.notices]
+    if plan.kv_format == "int4":
+        texts.append((POLICY_4, "label"))
+    if plan.own:
+        texts.insert(0, (f"weights: {plan.own}, as the checkpoint stores them", "label"))
     if not plan.fits:
         texts.insert(0, (f"does not fit: {plan.reason}", "bad"))
     return [row for text, style in texts for row in wrap_text(one_line(text, 300), width, style)]

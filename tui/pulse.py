@@ -32,4 +32,4 @@ class Pulse:
         if ready and not self.stalled:
             return snapshot
         status = "dead" if self.stalled else snapshot.status
-        return replace(snapshot, status=status, memory=None, kv=None, slots=(), queue=())
+        return replace(snapshot, status=status, memory=None, kv=None, slots=(), queue=(), load=None)

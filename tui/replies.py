@@ -14,6 +14,7 @@ from typing import Any
 from ..engine.client import Backend, Mailbox
 from ..engine.text import one_line
 from ..engine.types import (
+    NOT_TOLD,
     Accepted,
     Delta,
     EngineSnapshot,
@@ -26,6 +27,7 @@ from ..engine.types import (
     Progress,
     Request,
     Started,
+    Waiting,
 )
 from .sessions import TITLE_LENGTH, ChatSession, Reply, Sessions, Turn
 
@@ -42,17 +44,17 @@ def refusal(session: ChatSession, model: ModelState) -> str:
 
 def unusable(model: ModelState) -> str:
     """What is wrong with a model in this state, and what to do."""
-    return model.message if model.status == "dead" and model.message else NO_MODEL
+    return model.message if model.message and (model.status == "dead" or model.place) else NO_MODEL
 
 
 class Replies:
-    """Asks the backend and takes its events. `mailbox` must be set before the first request."""
+    """Asks the backend and takes its events; `use` must say which before the first request."""
 
-    def __init__(self, sessions: Sessions, backend: Backend, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, sessions: Sessions, clock: Callable[[], float] = time.time) -> None:
         self.model = ModelState("none")
         self.mailbox: Mailbox
         self._sessions = sessions
-        self._backend = backend
+        self._backend: Backend
         self._clock = clock
         self._open: dict[str, tuple[ChatSession, Reply]] = {}
         self._held: dict[str, Request] = {}  # until the model is loaded
@@ -63,6 +65,14 @@ class Replies:
     def active(self) -> bool:
         """Whether any reply is being generated."""
         return bool(self._open)
+
+    def use(self, backend: Backend, mailbox: Mailbox) -> None:
+        """Ask `backend` from now on. What is open on the one before ends, with the text that it has."""
+        self.interrupt()
+        self._held.clear()
+        self._stopped.clear()
+        self.model = ModelState("none")
+        self._backend, self.mailbox = backend, mailbox
 
     # --- asking --------------------------------------------------------------------------------------------
 
@@ -111,7 +121,9 @@ class Replies:
         elif self.model.status == "loading":
             self._held[reply.request] = request
             reply.phase = "held"
-            self._wait(session, reply, "waiting for the model to load")
+            self._wait(
+                session, reply, self.model.message if self.model.place else "waiting for the model to load"
+            )
         else:
             reply.turn.stats = {"error": unusable(self.model)}
             self._end(session, reply, "failed")
@@ -193,6 +205,8 @@ class Replies:
                 reply.turn.text += text
                 self._save_soon(reply)
                 self._sessions.view.reply_text(session, reply.turn, text)
+            case Waiting(text=text):
+                self._wait(session, reply, text)
             case Accepted(prompt_ids=ids):
                 reply.total = len(ids)
             case Started(cached_tokens=cached):
@@ -282,5 +296,7 @@ class Replies:
 
 
 def _stats(event: Finished) -> dict[str, Any]:
-    """What a reply's statistics line and the history keep: token counts, seconds, tokens/s, how it ended."""
-    return {**asdict(event.usage), **asdict(event.timings), "finish": event.reason}
+    """What a reply's statistics line and the history keep, as far as it is known: token counts, seconds, tokens/s, how
+    it ended."""
+    figures = {**asdict(event.usage), **asdict(event.timings)}
+    return {**{name: value for name, value in figures.items() if value != NOT_TOLD}, "finish": event.reason}

@@ -77,7 +77,7 @@ class ChatSession:
     def context_used(self) -> int:
         """Tokens of the context that the newest answered request filled."""
         for turn in reversed(self.turns):
-            if "prompt_tokens" in turn.stats:
+            if "prompt_tokens" in turn.stats and "completion_tokens" in turn.stats:
                 return int(turn.stats["prompt_tokens"]) + int(turn.stats["completion_tokens"])
         return 0
 

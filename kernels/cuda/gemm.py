@@ -14,9 +14,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ..launch import Kernel, LaunchError, _driver, error_name, load
+from ..launch import Kernel, LaunchError, load
 from ..nvrtc import Unit, unit
 from . import elementwise
+from .tensor_map import Map, rows_and_columns
 from .w4 import PackedW4
 
 STEP = 128  # columns of a weight that one step of the pipeline takes
@@ -219,12 +220,12 @@ def tiled(
     shared = tiling.shared(group)
     processors = device_of(x.device.index).processors
     if tiling.hopper:
-        source = _packed_maps(packed, tiling) if packed else _map(weight, 64, 64)  # type: ignore[arg-type]
+        source = _packed_maps(packed, tiling) if packed else rows_and_columns(weight, 64, 64)  # type: ignore[arg-type]
         blocks = tiles * tiling.split
         if tiling.split == 1:  # a block takes tiles in turn
             blocks = min(tiles, processors)
         threads = tiling.threads(group)
-        tokens = _map(x, 64, tiling.tokens)
+        tokens = rows_and_columns(x, 64, tiling.tokens)
         kernel(blocks, threads, tokens, source, product, feature_tiles, shared=shared, pdl=True)
     else:
         assert packed is not None
@@ -235,32 +236,13 @@ def tiled(
     return out
 
 
-Map = ctypes.Array[ctypes.c_uint64]
-_KINDS = {torch.int32: 3, torch.float16: 6, torch.bfloat16: 9}  # CUtensorMapDataType
-
-
-def _map(matrix: Tensor, columns: int, rows: int, swizzled: bool = True) -> Map:
-    """The descriptor of a row-major matrix [R, C] read in boxes of `rows` by `columns`, zeros outside; swizzled: the
-    16-byte pieces of 128-byte rows are exchanged as wgmma wants them (CUDA driver API, cuTensorMapEncodeTiled)."""
-    size = (ctypes.c_uint64 * 2)(matrix.shape[1], matrix.shape[0])
-    stride = (ctypes.c_uint64 * 1)(matrix.stride(0) * matrix.element_size())
-    box = (ctypes.c_uint32 * 2)(columns, rows)
-    ones = (ctypes.c_uint32 * 2)(1, 1)
-    room = (ctypes.c_uint64 * 32)()  # the driver wants it aligned to 64 bytes
-    result = (ctypes.c_uint64 * 16).from_buffer(room, -ctypes.addressof(room) % 128)
-    kind, address = _KINDS[matrix.dtype], ctypes.c_void_p(matrix.data_ptr())
-    encode = _driver().cuTensorMapEncodeTiled
-    code = encode(ctypes.byref(result), kind, 2, address, size, stride, box, ones, 0, 3 * swizzled, 2, 0)
-    if code:
-        raise LaunchError(f"a matrix {[*matrix.shape]} cannot be read by tiles: {error_name(code)}")
-    return result
-
-
 def _packed_maps(packed: PackedW4, tiling: Tiling) -> Map:
     """`struct Weights` of gemm_wgmma.cu: all 16-row tiles of one step of a tile are one box."""
     tiles = packed.words.shape[0]
-    words = _map(packed.words.view(tiles, -1), 256, tiling.features // 16, swizzled=False)
-    pairs = _map(packed.pairs.view(tiles, -1), 2048 // packed.group, tiling.features // 16, swizzled=False)
+    words = rows_and_columns(packed.words.view(tiles, -1), 256, tiling.features // 16, swizzled=False)
+    pairs = rows_and_columns(
+        packed.pairs.view(tiles, -1), 2048 // packed.group, tiling.features // 16, swizzled=False
+    )
     return (ctypes.c_uint64 * 32)(*words, *pairs)
 
 

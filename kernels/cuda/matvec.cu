@@ -288,7 +288,8 @@ extern "C" __global__ void
 #if CLUSTER > 1 && ARCH >= 900
 __cluster_dims__(CLUSTER, 1, 1)
 #endif
-__launch_bounds__(32 * (WARPS + FINISHERS), ARCH == 900 ? BLOCKS : 1) matvec(const __grid_constant__ Args p) {
+// 640: registers for that many, so that decode attention (two warps of 128 registers a scheduler) fits beside a CTA
+__launch_bounds__(ARCH == 900 && !W4 ? 640 : 32 * (WARPS + FINISHERS), ARCH == 900 ? BLOCKS : 1) matvec(const __grid_constant__ Args p) {
   extern __shared__ __align__(128) u8 sm[];
   pdl_launch();
   const int w = threadIdx.x >> 5, lane = threadIdx.x & 31;

@@ -19,8 +19,9 @@ from .. import reference
 from ..launch import architecture
 from ..nvrtc import Unit
 from ..ops import AttentionParams, Chunk, Dense, Int4
-from . import attn_decode, attn_prefill, elementwise, gemm, matvec, rope_kv
+from . import attn_decode, attn_prefill, chain, elementwise, gemm, matvec, rope_kv
 from . import kv as caches
+from .chain import Product
 from .sample import LOGPROBS, SAMPLE
 from .stage import STAGE
 from .w4 import PackedW4, pack_w4
@@ -31,14 +32,16 @@ BITS = {"16": 16, "int8": 8, "int4": 4}
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A linear layer with packed four-bit weights."""
+    """A linear layer with packed four-bit weights; `order`: see `kernels.ops.Int4`."""
 
     weight: PackedW4
     bias: Tensor | None
+    order: Tensor | None = None
 
     @property
     def nbytes(self) -> int:
-        return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
+        beside = (part.nbytes for part in (self.bias, self.order) if part is not None)
+        return self.weight.nbytes + sum(beside)
 
 
 Linear = Dense | Packed
@@ -65,10 +68,19 @@ class PrefillBatch:
 
 
 @dataclass(frozen=True, slots=True)
+class Matrix:
+    """The size of a matrix, and of the groups of its four-bit weights: 0 where they are plain."""
+
+    rows: int
+    columns: int
+    group: int = 0
+    gate_up: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Shape:
-    """What decides which kernels a model needs. `matrices` are (rows, columns) of its layers' four, gate | up third;
-    `head` of the last one; `packed` ones have four-bit weights in groups of `group`. `batches` are the row counts
-    of decode steps, `capacity` the tokens that a block table holds."""
+    """What decides which kernels a model needs. `matrices` are all that differ, the last one's included. `batches`
+    are the row counts of decode steps, `capacity` the tokens that a block table holds."""
 
     dtype: torch.dtype
     heads: int
@@ -77,11 +89,7 @@ class Shape:
     rope_dim: int
     qk_norm: bool
     windows: tuple[int | None, ...]
-    matrices: tuple[tuple[int, int], ...]
-    head: tuple[int, int]
-    packed: bool
-    packed_head: bool
-    group: int
+    matrices: tuple[Matrix, ...]
     kv: str
     block_size: int
     batches: tuple[int, ...]
@@ -99,13 +107,13 @@ def units(shape: Shape, device: torch.device) -> tuple[Unit, ...]:
         dtype=shape.dtype,
         device=device,
     )
-    weights = [_meta(matrix, shape.packed, shape, at == 2) for at, matrix in enumerate(shape.matrices)]
-    weights.append(_meta(shape.head, shape.packed_head, shape, False))
+    weights = [_meta(matrix, shape.dtype) for matrix in shape.matrices]
     shared = torch.cuda.get_device_properties(device).shared_memory_per_block_optin  # type: ignore[attr-defined]
     found = [
         *elementwise.units(shape.dtype),
         *rope_kv.units(cache, shape.rope_dim, shape.qk_norm),
         *matvec.units(weights, shape.dtype, device),
+        *chain.units(weights, shape.dtype, device),
         *gemm.units(weights, shape.dtype, device),
         STAGE,
         SAMPLE,
@@ -118,15 +126,14 @@ def units(shape: Shape, device: torch.device) -> tuple[Unit, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _meta(matrix: tuple[int, int], packed: bool, shape: Shape, gate_up: bool) -> Tensor | PackedW4:
+def _meta(matrix: Matrix, dtype: torch.dtype) -> Tensor | PackedW4:
     """A matrix of this shape without its numbers."""
-    rows, columns = matrix
-    if not packed or columns % 8:
-        return torch.empty(matrix, dtype=shape.dtype, device="meta")
-    tiles, wide = -(-rows // 16), -(-columns // 128) * 128
+    if not matrix.group or matrix.columns % 8:
+        return torch.empty(matrix.rows, matrix.columns, dtype=dtype, device="meta")
+    tiles, wide = -(-matrix.rows // 16), -(-matrix.columns // 128) * 128
     words = torch.empty(tiles, wide // 64, 32, 4, dtype=torch.int32, device="meta")
-    pairs = torch.empty(tiles, wide // shape.group, 8, 2, dtype=torch.int32, device="meta")
-    return PackedW4(words, pairs, rows, columns, shape.group, gate_up)
+    pairs = torch.empty(tiles, wide // matrix.group, 8, 2, dtype=torch.int32, device="meta")
+    return PackedW4(words, pairs, matrix.rows, matrix.columns, matrix.group, matrix.gate_up)
 
 
 class CudaOps:
@@ -146,7 +153,8 @@ class CudaOps:
         self._invariant = invariant
         self._max_batch = max_batch
         self._workspace = attn_decode.Workspace(max_batch, heads, kv_heads, head_dim, device)
-        self._norms: dict[tuple[int, float], matvec.Norm] = {}
+        self._norms: dict[tuple[int, int, float], matvec.Norm] = {}
+        self._chains: dict[tuple[int, int], tuple[tuple[Linear, ...], tuple[Product, ...] | None]] = {}
 
     def prepare(self, layer: Dense | Int4, gate_up: bool = False) -> Linear:
         if isinstance(layer, Dense):
@@ -156,7 +164,7 @@ class CudaOps:
             return Dense(reference.dequantise(layer, torch.float16), layer.bias)
         wide = layer.scales.shape[1] * layer.group - inputs
         packed = pack_w4(F.pad(layer.codes, (0, wide)), layer.scales, layer.zeros, gate_up=gate_up)
-        return Packed(replace(packed, columns=inputs), layer.bias)
+        return Packed(replace(packed, columns=inputs), layer.bias, layer.order)
 
     def new_cache(
         self, num_blocks: int, block_size: int, kv_heads: int, head_dim: int, like: Tensor, kv: str = "16"
@@ -171,11 +179,13 @@ class CudaOps:
             device=like.device,
         )
 
-    def _norm(self, gain: Tensor, eps: float) -> matvec.Norm:
-        """The norm as the matrix-vector kernels want it, made at a gain's first use, which is before any capture."""
-        key = (gain.data_ptr(), eps)
+    def _norm(self, gain: Tensor, eps: float, layer: Linear) -> matvec.Norm:
+        """The norm before a layer as the matrix-vector kernels want it, in the layer's order of inputs; made at its
+        first use, which is before any capture."""
+        order = _order(layer)
+        key = (gain.data_ptr(), 0 if order is None else order.data_ptr(), eps)
         if key not in self._norms:
-            self._norms[key] = matvec.fold_norm(gain, eps)
+            self._norms[key] = matvec.fold_norm(gain if order is None else gain[order], eps)
         return self._norms[key]
 
     def embed(self, table: Tensor, tokens: Tensor) -> Tensor:
@@ -183,23 +193,79 @@ class CudaOps:
 
     def norm_linear(self, x: Tensor, gain: Tensor, eps: float, layer: Linear) -> Tensor:
         if x.shape[0] <= self._few:
-            return _few_rows(x, layer, norm=self._norm(gain, eps))
-        return gemm.linear(elementwise.rms_norm(x, gain, eps), layer.weight, layer.bias)
+            return _few_rows(_in_order(x, layer), layer, norm=self._norm(gain, eps, layer))
+        return gemm.linear(_in_order(elementwise.rms_norm(x, gain, eps), layer), layer.weight, layer.bias)
 
-    def linear(self, x: Tensor, layer: Linear, residual: Tensor) -> Tensor:
+    def after_attention(
+        self,
+        attended: Tensor,
+        x: Tensor,
+        o: Linear,
+        gain: Tensor,
+        eps: float,
+        gate_up: Linear,
+        down: Linear,
+        following: tuple[Tensor, Linear] | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        products = self._chain(x, (o, gate_up, down), gain, eps, following)
+        if products is not None:
+            outs = chain.run(products, attended, (x, None, 0, None)[: len(products)])
+            return outs[2], outs[3] if following else None
+        x = self._linear(attended, o, x)
+        x = self._linear(self._norm_gate_up(x, gain, eps, gate_up), down, x)
+        return x, None if following is None else self.norm_linear(x, following[0], eps, following[1])
+
+    def _chain(
+        self,
+        x: Tensor,
+        layers: tuple[Linear, Linear, Linear],
+        gain: Tensor,
+        eps: float,
+        following: tuple[Tensor, Linear] | None,
+    ) -> tuple[Product, ...] | None:
+        """The layers as a chain, or None where so many rows must go through them one by one."""
+        if x.shape[0] > FEW or self._invariant:
+            return None
+        if any(_order(layer) is not None for layer in (*layers, *(following or ())[1:])):
+            return None
+        key = (id(layers[0]), x.shape[0])
+        if key not in self._chains:
+            norms = (None, self._norm(gain, eps, layers[1]), None)
+            products = [
+                Product(layer.weight, layer.bias, norm, at == 1)
+                for at, (layer, norm) in enumerate(zip(layers, norms, strict=True))
+            ]
+            if following is not None:
+                products.append(
+                    Product(
+                        following[1].weight, following[1].bias, self._norm(following[0], eps, following[1])
+                    )
+                )
+            # The layers are kept with their chain, so that no other can get their identity.
+            self._chains[key] = layers, tuple(products) if chain.can(products, x.shape[0], x.dtype) else None
+        return self._chains[key][1]
+
+    def _linear(self, x: Tensor, layer: Linear, residual: Tensor) -> Tensor:
+        x = _in_order(x, layer)
         if x.shape[0] <= self._few:
             return _few_rows(x, layer, residual=residual)
         return gemm.linear(x, layer.weight, layer.bias, residual=residual)
 
-    def norm_gate_up(self, x: Tensor, gain: Tensor, eps: float, layer: Linear) -> Tensor:
+    def _norm_gate_up(self, x: Tensor, gain: Tensor, eps: float, layer: Linear) -> Tensor:
         if x.shape[0] <= self._few:
-            return _few_rows(x, layer, norm=self._norm(gain, eps), silu=True)
-        return gemm.linear(elementwise.rms_norm(x, gain, eps), layer.weight, layer.bias, silu=True)
+            return _few_rows(_in_order(x, layer), layer, norm=self._norm(gain, eps, layer), silu=True)
+        normed = _in_order(elementwise.rms_norm(x, gain, eps), layer)
+        return gemm.linear(normed, layer.weight, layer.bias, silu=True)
 
     def logits(self, x: Tensor, gain: Tensor, eps: float, head: Linear) -> Tensor:
+        if x.shape[0] <= FEW and not self._invariant:
+            product = Product(head.weight, head.bias, self._norm(gain, eps, head))
+            if chain.can((product,), x.shape[0], x.dtype):
+                return chain.run((product,), _in_order(x, head), (None,), out_float=True)[0]
         if x.shape[0] <= self._few:
-            return _few_rows(x, head, norm=self._norm(gain, eps), out_float=True)
-        return gemm.linear(elementwise.rms_norm(x, gain, eps), head.weight, head.bias, out_float=True)
+            return _few_rows(_in_order(x, head), head, norm=self._norm(gain, eps, head), out_float=True)
+        normed = _in_order(elementwise.rms_norm(x, gain, eps), head)
+        return gemm.linear(normed, head.weight, head.bias, out_float=True)
 
     def attend(
         self,
@@ -303,6 +369,16 @@ def _lengths(rotary: Any, lengths: Tensor | int, positions: Tensor) -> Tensor | 
     if not rotary.by_length:
         return None
     return torch.full_like(positions, lengths) if isinstance(lengths, int) else lengths
+
+
+def _order(layer: Linear) -> Tensor | None:
+    return layer.order if isinstance(layer, Packed) else None
+
+
+def _in_order(x: Tensor, layer: Linear) -> Tensor:
+    """The columns of x in the order in which the layer takes them."""
+    order = _order(layer)
+    return x if order is None else x.index_select(1, order)
 
 
 def _few_rows(x: Tensor, layer: Linear, residual: Tensor | None = None, **more: Any) -> Tensor:

@@ -22,8 +22,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    def run(*arguments: str, **more: Any) -> tuple[int, str, str]:
-        code = call_lmtop(tmp_path, monkeypatch, "bench", *arguments, *QUICK, **more)
+    def run(*arguments: str, quick: tuple[str, ...] = QUICK, **more: Any) -> tuple[int, str, str]:
+        code = call_lmtop(tmp_path, monkeypatch, "bench", *arguments, *quick, **more)
         out, err = capsys.readouterr()
         assert "Traceback" not in out + err
         return code, out, err
@@ -118,3 +118,38 @@ def test_ctrl_c_ends_it_with_what_was_measured(tiny: str, tmp_path: Path) -> Non
     assert b"Traceback" not in bench.output and b"lmtop: error" not in bench.output
     (row,) = csv.DictReader(path.read_text().splitlines())
     assert row["batch"] == "1" and float(row["decode_tps"]) > 0
+
+
+def test_the_tutorials_tables(run: Run, tiny: str) -> None:
+    code, out, err = run(tiny, "--tutorial", "--dtype", "float32", quick=QUICK[:2])
+    assert (code, err) == (0, "")
+    first, second = out.split("\n\n")
+    title, header, *rows = first.splitlines()
+    assert "4 tokens each" in title
+    assert header.split() == ["ENGINE", "WEIGHTS", "KV", "CHAR/S", "TOK/S", "x", "HF", "MEMORY", "MiB"]
+    assert rows[0].startswith("transformers fp32      fp32")
+    assert [re.sub(r" +", " ", row[:28]).strip() for row in rows[1:]] == [
+        "lmtop fp32 fp32",
+        "lmtop int4 g128 fp32",
+        "lmtop fp32 int8",
+        "lmtop int4 g128 int8",
+    ]
+    title, header, *rows = second.splitlines()
+    assert [row.split()[-4] for row in rows] == ["0.8", "0.5", "0.01", "0.01"]
+
+
+def test_the_tutorials_tables_as_json_without_a_model(run: Run, tiny: str) -> None:
+    shape = str(Path(tiny) / "config.json")
+    code, out, err = run("--random-weights", shape, "--tutorial", "--json", quick=QUICK[:2])
+    assert code == 0
+    assert err == "lmtop: no transformers beside it: these weights are in no file\n"
+    found = json.loads(out)
+    assert [row["characters_per_s"] for row in found["speed"]] == [None] * 4
+    assert all(row["tokens_per_s"] > 0 and row["memory"] > 0 for row in found["speed"])
+    assert [row["share"] for row in found["memory"]] == [0.8, 0.5, 0.01, 0.01]
+    code, _, err = run(tiny, "--tutorial", "--batch", "4", quick=())
+    assert code == 2
+    assert (
+        err.splitlines()[-1]
+        == "lmtop: error: --tutorial has tables of its own: only --new-tokens goes with it"
+    )

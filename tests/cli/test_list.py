@@ -22,12 +22,12 @@ def test_a_table_of_what_can_be_loaded_and_why_the_rest_cannot(tmp_path: Path, t
     (tmp_path / "config.toml").write_text(f'[models]\nfolders = ["{folder}"]\n')
     done = run_lmtop(tmp_path, "list")
     header, demo, bad, good = done.stdout.splitlines()
-    assert header.split() == ["NAME", "FAMILY", "SIZE", "CONTEXT", "SOURCE"]
+    assert header.split() == ["NAME", "FAMILY", "SIZE", "WEIGHTS", "CONTEXT", "SOURCE"]
     assert demo.split()[0] == "demo"
     assert (
         bad.startswith(str(folder / "bad" / "deep")) and "cannot be loaded: " in bad and "unheard-of" in bad
     )
-    assert good.split() == [str(folder / "good"), "llama", "29.1k", "1024", "folder"]
+    assert good.split() == [str(folder / "good"), "llama", "29.1k", "fp32", "1024", "folder"]
     assert good.index("1024") == header.index("CONTEXT")
     assert done.stdout.replace("\n", "").isprintable()
     assert done.stderr == ""
@@ -45,6 +45,7 @@ def test_json_names_what_load_takes(
         "source": "folder",
         "family": "llama",
         "parameters": 29088,
+        "weights": "fp32",
         "context": 1024,
     }
 

@@ -126,7 +126,7 @@ def test_headers_that_lie(tmp_path: Path, header: Any, message: str) -> None:
         ({"embed_tokens.weight": torch.zeros(64, 32)}, "play the same role"),
         (
             {"model.layers.0.self_attn.q_proj.weight": torch.zeros(32, 32, dtype=torch.int8)},
-            "quantised weights cannot be loaded yet: model.layers.0.self_attn.q_proj.weight (I8)",
+            "q_proj.weight (I8) is quantised, but no quantization_config says how",
         ),
     ],
 )

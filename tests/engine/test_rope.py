@@ -10,10 +10,10 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.glm.modeling_glm import GlmRotaryEmbedding, apply_rotary_pos_emb
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from lmtop.engine.fusing import head_rows
 from lmtop.engine.hfconfig import ConfigReader
 from lmtop.engine.rope import Rotary, inverse_frequencies
 from lmtop.engine.spec import Rope, interpret, read_spec
-from lmtop.engine.weights import _head_rows
 
 HEAD = 64
 SIZES = {
@@ -112,7 +112,7 @@ def test_check_04_interleaved_pairs_are_turned_as_transformers_turns_them() -> N
         q.view(1, 100, heads, dim).transpose(1, 2),
         *GlmRotaryEmbedding(GlmConfig.from_pretrained(directory))(q, positions[None]),
     )
-    where = _head_rows(files.spec, files.layout, "q")
+    where = head_rows(files.spec, files.layout, "q")
     ours = torch.empty_like(q).index_copy_(1, where, q).view(100, heads, dim)
     cos, sin = Rotary(rope, torch.device("cpu"))(positions, 100)
     turning = ours[..., : rope.dim]

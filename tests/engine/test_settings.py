@@ -54,7 +54,13 @@ def test_every_setting_is_reachable_as_flag_variable_and_key(
         assert settings.from_file(config)[setting.name] == by_variable, setting.key
         flag = [setting.flag] if setting.kind is bool else [f"{setting.flag}={value}"]
         config.write_text("")
-        places = {"top": ["top"], "chat": ["chat", "m"], "generate": ["generate", "m"], "output": ["list"]}
+        places = {
+            "server": ["serve", "m"],
+            "top": ["top"],
+            "chat": ["chat", "m"],
+            "generate": ["generate", "m"],
+            "output": ["list"],
+        }
         command = places.get(setting.section, [])
         assert parse([*command, *flag]).values[setting.name] == by_variable, setting.key
 
@@ -134,6 +140,14 @@ def test_greedy_switches_every_filter_off() -> None:
     assert (sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed) == (0.0, 0, 1.0, 4)
 
 
+CONNECT = "api-key-env api-key-file api-key ca-file model host port"  # of connect and web
+QUANTIZE = """out work-dir search method head calib-dataset calib-samples calib-seqlen check-dataset w-bits
+w-group-size w-sym force search-scale batch-size"""
+
+CONVERT = "out force check dst-path"
+SERVE_BENCH = "serve request-rate num-prompts load-seed served-model key-env key-file"
+
+
 def test_every_flag_is_a_setting() -> None:
     _, commands = arguments._parsers()
     flags = {flag for command in commands.values() for flag in command._option_string_actions}
@@ -148,8 +162,12 @@ def test_every_flag_is_a_setting() -> None:
         "--random-weights",
         "--baseline",
     }
-    own |= {"--csv", "--arch"}  # input, as PROMPT is
-    assert flags - known == {"-h", "--help"} | own
+    own |= {"--csv", "--arch", "--tutorial"}  # input, as PROMPT is
+    own |= {f"--{name}" for name in QUANTIZE.split()}
+    own |= {f"--{name}" for name in CONNECT.split()}
+    own |= {f"--{name}" for name in SERVE_BENCH.split()}
+    own |= {f"--{name}" for name in CONVERT.split()}
+    assert flags - known == {"-h", "--help"} | (own - known)
     assert known - flags == set()
 
 

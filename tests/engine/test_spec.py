@@ -229,7 +229,7 @@ def test_sizes_of_the_wrong_kind(tmp_path: Path, key: str, value: Any) -> None:
         ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "not understood: full_attention"),
         ({"partial_rotary_factor": 0.1}, "partial_rotary_factor: rotates 0 of 8"),
         ({"sliding_window": 16}, "sliding_window: not supported for Llama"),
-        ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "quantization_config: awq weights"),
+        ({"quantization_config": {"quant_method": "eetq"}}, "quantization_config: eetq weights are not"),
         ({"model_type": "mistral", "layer_types": ["full_attention"] * 2}, "not understood: layer_types"),
         ({"model_type": "qwen2", "layer_types": ["full_attention"]}, "layer_types: must be a list of 2"),
         (

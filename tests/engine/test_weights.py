@@ -65,8 +65,8 @@ def test_pieces_smaller_than_a_tensor_read_by_several_threads(
     chunk: int, part: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = load(checkpoint("chatglm2"))
-    monkeypatch.setattr("lmtop.engine.weights.CHUNK_BYTES", chunk)
-    monkeypatch.setattr("lmtop.engine.weights.PART_BYTES", part)
+    monkeypatch.setattr("lmtop.engine.reading.CHUNK_BYTES", chunk)
+    monkeypatch.setattr("lmtop.engine.reading.PART_BYTES", part)
     pieces = load(checkpoint("chatglm2"))
     assert torch.equal(whole.layers[1].qkv.weight, pieces.layers[1].qkv.weight)
     assert torch.equal(whole.layers[1].down.weight, pieces.layers[1].down.weight)
@@ -99,7 +99,7 @@ def test_a_file_cut_after_its_header_was_read(
     tmp_path: Path, part: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """M19, while loading."""
-    monkeypatch.setattr("lmtop.engine.weights.PART_BYTES", part)
+    monkeypatch.setattr("lmtop.engine.reading.PART_BYTES", part)
     files = read_spec(llama_dir.write(tmp_path / "m"))
     os.truncate(tmp_path / "m" / "model.safetensors", 4000)
     with pytest.raises(ModelError, match="the file became shorter while it was read"):

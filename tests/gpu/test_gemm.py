@@ -80,7 +80,8 @@ def check(
     assert torch.equal(first, second)
     ours = tiling or gemm.choose(tokens, weight, gemm.device_of(0))
     limit = ((TOLERANCE_SILU if ours else TOLERANCE_SILU_CUBLAS) if silu else TOLERANCE)[dtype]
-    assert error(first, expected(x, meaning, bias, residual, silu)) <= limit
+    scatter = 1 + 3 * first.numel() ** -0.5  # of the rounding errors of few numbers
+    assert error(first, expected(x, meaning, bias, residual, silu)) <= limit * scatter
 
 
 EXTRAS = ("", "bias residual", "silu bias", "float", "bias float residual")

@@ -23,6 +23,7 @@ def shape(
     model: tuple[int, ...], dtype: torch.dtype, kv: str, packed: bool, qk_norm: bool = False
 ) -> ops.Shape:
     heads, kv_heads, dim, hidden, width, vocab = model
+    group = 128 if packed else 0
     return ops.Shape(
         dtype=dtype,
         heads=heads,
@@ -32,15 +33,12 @@ def shape(
         qk_norm=qk_norm,
         windows=(None,),
         matrices=(
-            ((heads + 2 * kv_heads) * dim, hidden),
-            (hidden, heads * dim),
-            (2 * width, hidden),
-            (hidden, width),
+            ops.Matrix((heads + 2 * kv_heads) * dim, hidden, group),
+            ops.Matrix(hidden, heads * dim, group),
+            ops.Matrix(2 * width, hidden, group, True),
+            ops.Matrix(hidden, width, group),
+            ops.Matrix(vocab, hidden, group),
         ),
-        head=(vocab, hidden),
-        packed=packed,
-        packed_head=packed,
-        group=128,
         kv=kv,
         block_size=64,
         batches=(1, 2, 4, 8, 16, 32, 64),

@@ -140,3 +140,10 @@ def timed(kv, zoom):
     begin = time.perf_counter()
     map_rows(layout(kv, zoom, 72, 20), kv.sessions, 72, LETTERS, UNICODE)
     return time.perf_counter() - begin
+
+
+def test_letters_of_other_clients_are_given_back():
+    palette = OwnerPalette()
+    palette.letters(["7", "other:a", "other:b"])
+    palette.release_others("other:", ["other:b"])
+    assert [palette.letter(name)[0] for name in ("7", "other:b", "other:c")] == ["A", "C", "B"]

@@ -26,6 +26,7 @@ from lmtop.engine.types import ModelState, UsageError
 from lmtop.tui import plans
 from lmtop.tui.app import AppOptions, LmtopApp
 from lmtop.tui.plans import Fields, Typed, matching
+from lmtop.tui.presets import Presets
 from lmtop.tui.render.glyphs import ASCII, UNICODE
 from lmtop.tui.screens import load
 from lmtop.tui.screens.load import LoadDialog
@@ -308,7 +309,7 @@ def test_a_gpu_shows_each_of_the_six_policies() -> None:
     figures = [row[2:].split() for row in rows]
     assert [row[1] for row in figures] == ["15.0G"] * 3 + ["5.4G"] * 3
     assert [row[2] for row in figures] == ["128K", "66K", "34K"] * 2
-    assert [row[3] for row in figures[:3]] == ["705k", "1.3M", "2.6M"]
+    assert [row[3] for row in figures[:3]] == ["704k", "1.3M", "2.6M"]
     assert all(row.endswith("  fits") for row in rows) and bar.endswith("102G of 126G free")
     chosen = table(replace(CONFIG, dtype="float16"), "Llama", GPU)
     assert chosen[1].startswith("▸ fp16/fp16") and chosen[6].startswith("  int4/int4")
@@ -318,9 +319,9 @@ def test_what_does_not_fit_on_a_small_gpu_says_by_how_much() -> None:
     asked = replace(CONFIG, session_len=8192)
     rows = table(asked, "Llama", SMALL_GPU)[1:-1]
     assert [row.split("  ")[-1] for row in rows] == [
-        "5.9G over",
-        "5.4G over",
-        "5.2G over",
+        "6.0G over",
+        "5.5G over",
+        "5.3G over",
         "fits",
         "fits",
         "fits",
@@ -624,3 +625,82 @@ def test_load_dialog_on_a_gpu(size: tuple[int, int], snap_compare: Any, found: d
             await pilot.press("down", "tab", "tab", "right", "right", "tab", "right", "right")
 
         assert snap_compare(app, terminal_size=size, run_before=play)
+
+
+# --- presets -----------------------------------------------------------------------------------------------------
+
+
+def values(app: LmtopApp) -> tuple[str, str, str]:
+    shown = dialog(app).fields
+    return shown.weights, shown.kv, shown.context
+
+
+async def test_a_model_comes_back_as_it_was_loaded_last(tmp_path: Path, found: dict[str, Any]) -> None:
+    found["survey"] = survey_of(device=GPU)
+    path = tmp_path / "data" / "presets.json"
+    backend = FakeBackend()
+    async with running(backend, presets=path) as (app, pilot):
+        await opened(app, pilot)
+        await mark(app, pilot, "Llama")
+        await pilot.press("tab", "tab", "right", "right", "tab", "left")
+        dialog(app).query_one("#context", Field).value = "4k"
+        await pilot.pause()
+        assert values(app) == ("int4", "int4", "4k")
+        assert "until LMDeploy 0.4 that number meant int8" in " ".join(said(app).split())
+        await pilot.press("enter")
+        assert not path.exists()  # not before it is loaded
+        backend.loaded()
+        await wait_until(pilot, lambda: app.screen is app.chat)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert [entry.name for entry in path.parent.iterdir()] == ["presets.json"]
+
+    async with running(FakeBackend(), presets=path) as (app, pilot):
+        await opened(app, pilot)
+        await mark(app, pilot, "Qwen")
+        assert values(app) == ("auto", "auto", "")
+        await mark(app, pilot, "Llama")
+        assert values(app) == ("int4", "int4", "4k")
+        assert "as this model was loaded last" in said(app)
+        await mark(app, pilot, "Qwen")
+        assert values(app) == ("auto", "auto", "")
+        dialog(app).query_one("#context", Field).value = "512"
+        await mark(app, pilot, "Llama")
+        assert values(app) == ("auto", "auto", "512")  # what somebody typed stays
+
+
+async def test_flags_outrank_a_preset_on_the_start_screen(tmp_path: Path) -> None:
+    path = tmp_path / "presets.json"
+    Presets(path).keep("demo", fields(weights="int4"))
+    async with running(FakeBackend(NO_MODEL), presets=path) as (app, pilot):
+        await opened(app, pilot)
+        assert values(app)[0] == "int4"
+    asked = replace(CONFIG, kv="int8")
+    async with running(FakeBackend(NO_MODEL), presets=path, engine=asked) as (app, pilot):
+        await opened(app, pilot)
+        assert values(app) == ("auto", "int8", "")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "nonsense",
+        "[]",
+        '{"demo": 5}',
+        '{"demo": {"weights": "int4"}}',
+        '{"demo": {"dtype": "auto", "weights": "int2", "kv": "auto", "context": "", "slots": "", "cache": ""}}',
+        '{"demo": {"dtype": "auto", "weights": "auto", "kv": "auto", "context": 5, "slots": "", "cache": ""}}',
+    ],
+)
+def test_a_spoilt_file_of_presets_counts_as_empty(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "presets.json"
+    path.write_text(text)
+    presets = Presets(path)
+    assert presets.get("demo") is None
+    presets.keep("demo", fields(kv="int8"))
+    assert presets.get("demo") == fields(kv="int8")
+    for number in range(300):
+        presets.keep(f"m{number}", fields())
+    assert presets.get("demo") is None and presets.get("m299") == fields()
+    nowhere = Presets(path / "below" / "a file")
+    nowhere.keep("demo", fields())
+    assert nowhere.get("demo") is None

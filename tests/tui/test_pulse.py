@@ -16,21 +16,21 @@ from support.waiting import wait_until
 from lmtop.engine.config import EngineConfig
 from lmtop.engine.faults import Faults
 from lmtop.engine.local import LocalBackend
-from lmtop.engine.types import ModelState
+from lmtop.engine.types import ModelState, ServerLoad
 from lmtop.tui.pulse import NO_ANSWER, Pulse
 
 
 def test_a_heartbeat_that_stands_still_for_five_seconds_is_a_stall() -> None:
     now = [100.0]
     pulse = Pulse(lambda: now[0])
-    beat = engine_snapshot(heartbeat=3)
+    beat = engine_snapshot(heartbeat=3, load=ServerLoad(running=4))
     assert pulse.check(beat) is beat
     now[0] += 5.0
     assert pulse.check(beat) is beat and not pulse.stalled
     now[0] += 0.1
     seen = pulse.check(beat)
     assert pulse.stalled and seen.status == "dead"
-    assert (seen.memory, seen.kv, seen.slots, seen.queue) == (None, None, (), ())
+    assert (seen.memory, seen.kv, seen.slots, seen.queue, seen.load) == (None, None, (), (), None)
     moved = replace(beat, heartbeat=4)
     assert pulse.check(moved) is moved and not pulse.stalled
 

@@ -71,10 +71,10 @@ async def build(path: object = None, backend: FakeBackend | None = None) -> Hous
     await store.open()
     sessions = Sessions(store, SamplingParams())
     sessions.view = view
-    replies = Replies(sessions, backend)
+    replies = Replies(sessions)
     bridge = Bridge(backend, replies.deliver)
     bridge.start()
-    replies.mailbox = bridge.mailbox
+    replies.use(backend, bridge.mailbox)
     await until(lambda: replies.model is backend.state)
     return House(backend, store, sessions, replies, bridge, view)
 

@@ -173,5 +173,8 @@ def process_row(entry: Listed, width: int, own: int, glyphs: Glyphs, gpu_column:
     )
     mine = process.pid == own
     room = max(0, width - len(start) - (6 if mine else 0))
-    row: Row = [(start, "value"), (left(process.command, room, glyphs), "strong" if mine else "value")]
+    row: Row = [
+        (start, "value"),
+        (left(process.command or process.name, room, glyphs), "strong" if mine else "value"),
+    ]
     return fit([*row, (" (own)", "accent")] if mine else row, width)

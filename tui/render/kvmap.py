@@ -13,7 +13,7 @@ comes or goes then changes one row, not every row after it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -52,6 +52,11 @@ class OwnerPalette:
     def release(self, session: str) -> None:
         """The session is gone: its letter may be given to the next one."""
         self._taken.pop(session, None)
+
+    def release_others(self, beginning: str, living: Collection[str]) -> None:
+        """Those whose name begins so and are not `living` are gone."""
+        for session in [name for name in self._taken if name.startswith(beginning) and name not in living]:
+            self.release(session)
 
     def letters(self, sessions: Iterable[str]) -> dict[str, tuple[str, str]]:
         """The letters of these sessions, in one mapping."""

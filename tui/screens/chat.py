@@ -13,6 +13,7 @@ from textual.screen import Screen
 from textual.timer import Timer
 from textual.widgets import Label
 
+from ...engine.client import FOREIGN
 from ...engine.text import one_line, visible
 from ...engine.types import EngineSnapshot, ModelState
 from ..commands import Where, literal, parse_slash
@@ -131,6 +132,12 @@ class ChatScreen(Screen[None]):
     def gauges_visible(self) -> bool:
         return any(self.query_one(name).display for name in ("#strip", "#gauges"))
 
+    def begin(self, here: bool) -> None:
+        """Another engine is talked to from now on; `here`: this process's."""
+        self.pulse, self.snapshot = Pulse(), None
+        self.gauge_panel.begin(here)
+        self.wake()
+
     # --- showing sessions ----------------------------------------------------------------------------------
 
     async def show(self, session: ChatSession) -> None:
@@ -230,13 +237,16 @@ class ChatScreen(Screen[None]):
         self.snapshot = snapshot = self.pulse.check(backend.snapshot(kv_map=gauges))
         self.app.replies.measure(snapshot)
         if self.pulse.stalled and not stalled:
-            self.notice(f"{NO_ANSWER}: wait, or load the model again with F4", "warning")
+            way = "load the model again with F4" if self.app.link.server is None else "choose another with F9"
+            self.notice(f"{NO_ANSWER}: wait, or {way}", "warning")
         return snapshot
 
     def _show_gauges(self, snapshot: EngineSnapshot) -> None:
         telemetry = self.app.telemetry.snapshot()
         known = [slot.session for slot in snapshot.slots] + [wait.session for wait in snapshot.queue]
-        letters = self.app.palette.letters([*known, *(snapshot.kv.sessions if snapshot.kv else ())])
+        known += snapshot.kv.sessions if snapshot.kv else ()
+        self.app.palette.release_others(FOREIGN, known)
+        letters = self.app.palette.letters(known)
         for gauge in (self.query_one(GaugePanel), self.query_one(GaugeStrip)):
             if gauge.display:
                 gauge.show(snapshot, telemetry, letters)
@@ -247,8 +257,7 @@ class ChatScreen(Screen[None]):
             widget.show(self.app.sessions.all, self._session_line, current)
 
     def _session_line(self, session: ChatSession) -> SessionLine:
-        info = self.app.replies.model.info
-        context = info.context_len if info is not None else None
+        context = self.app.replies.model.context
         spin = 0 if self.app.wire.low else self._ticks
         key = str(session.id)
         slots = self.snapshot.slots if self.snapshot is not None else ()
@@ -284,15 +293,16 @@ class ChatScreen(Screen[None]):
         session, app = self.session, self.app
         self.show_edge()
         if session is not None:
-            info = app.replies.model.info
             self.query_one(ContextLine).show(
                 None if self.pulse.stalled else context_used(session, self.snapshot),
-                info.context_len if info is not None else None,
+                app.replies.model.context,
                 session.sampling,
                 bool(session.system),
                 len(self.composer.text),
             )
-        rate = f"{app.wire.rate() / 1024:.1f} KiB/s" if self._busy else ""  # when idle it would show itself
+        rate = (
+            f"{app.wire.rate() / 1024:.1f} KiB/s" if self._busy and not app.is_web else ""
+        )  # idle, it would show itself
         low = "low bandwidth " if app.wire.low else ""
         self.query_one(Footer).show(self.where, f"{low}{rate}".rstrip(), app.status_text())
 

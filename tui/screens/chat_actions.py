@@ -275,7 +275,13 @@ class ChatActions:
     # --- model ---------------------------------------------------------------------------------------------
 
     def model_load(self, argument: str) -> None:
-        if argument:
+        backend = self.app.backend
+        if backend is not None and not backend.capabilities.can_load:
+            if argument:
+                self.app.link.choose(argument)
+            else:
+                dialogs.open_dialog(self.app, "model.choose")
+        elif argument:
             self.app.load_config(with_model(self.app.options.engine, argument))
         else:
             dialogs.open_dialog(self.app, "model.load")
@@ -283,6 +289,12 @@ class ChatActions:
     def model_unload(self, argument: str) -> None:
         if self.app.backend is not None:
             self.app.backend.unload()
+
+    async def servers_open(self, argument: str) -> None:
+        if argument:
+            await self.app.link.switch(self.app.link.named(argument))
+        else:
+            dialogs.open_dialog(self.app, "servers.open")
 
     def sampling_open(self, argument: str) -> None:
         dialogs.open_dialog(self.app, "sampling.open")

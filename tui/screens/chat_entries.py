@@ -40,11 +40,16 @@ def _variant(turn: Turn) -> str:
     return f"‹{at}/{len(turn.siblings)}›"
 
 
-def context_used(session: ChatSession, snapshot: EngineSnapshot | None) -> int:
-    """Tokens of the context that the session fills: what its reply has got to, else what its last one did."""
+def context_used(session: ChatSession, snapshot: EngineSnapshot | None) -> int | None:
+    """Tokens of the context that the session fills: what its reply has got to, else what its last one did. None where
+    a server did not say."""
     reply, slots = session.reply, snapshot.slots if snapshot is not None else ()
     slot = next((slot for slot in slots if reply is not None and slot.request == reply.request), None)
-    return slot.computed + slot.generated if slot is not None else session.context_used
+    if slot is not None:
+        return slot.computed + slot.generated
+    last = session.last_reply
+    untold = last is not None and "ttft_s" in last.stats and "prompt_tokens" not in last.stats
+    return None if untold else session.context_used
 
 
 def reply_figures(turn: Turn) -> str:
@@ -57,7 +62,8 @@ def reply_figures(turn: Turn) -> str:
     parts = [f"ttft {format.duration(stats['ttft_s'] or None)}"]
     if stats.get("decode_tps"):
         parts.append(f"{format.rate(stats['decode_tps'])} t/s")
-    parts.append(f"{stats['completion_tokens']} tok")
+    if "completion_tokens" in stats:
+        parts.append(f"{stats['completion_tokens']} tok")
     return " · ".join(parts)
 
 
@@ -66,10 +72,14 @@ def reply_statistics(turn: Turn) -> str:
     stats = turn.stats
     if "ttft_s" not in stats:
         return one_line(str(stats.get("error", "")), 400)
+
+    def count(name: str) -> str:
+        return str(stats.get(name, format.NA))
+
     return (
-        f"{stats['prompt_tokens']} prompt tokens, {stats['cached_tokens']} of them from the prefix cache; "
-        f"{stats['completion_tokens']} generated, ended by {stats['finish']}; {stats['context_left']} left\n"
-        f"waited {format.duration(stats['queue_s'])}, "
+        f"{count('prompt_tokens')} prompt tokens, {count('cached_tokens')} of them from the prefix cache; "
+        f"{count('completion_tokens')} generated, ended by {stats['finish']}; {count('context_left')} left\n"
+        f"waited {format.duration(stats.get('queue_s'))}, "
         f"first token after {format.duration(stats['ttft_s'] or None)}, "
         f"total {format.duration(stats['total_s'] or None)}; "
         f"prefill {_speed(stats['prefill_tps'])}, decode {_speed(stats['decode_tps'])}"

@@ -89,6 +89,9 @@ class LoadDialog(Dialog[None]):
         self._listed = ""  # the filter that the list shows
         self._following = False
         self._began = False  # it has been seen to load
+        self._base = self._shown = Fields.of(self._config)  # without a preset; as we filled them in
+        self._preset = False  # they are how the marked model was loaded last
+        self._keep: tuple[str, Fields] | None = None  # once it is loaded
         self._status: tuple[str, str] = ("", "")  # text and style; it stands in the verdict's place
 
     @property
@@ -97,7 +100,7 @@ class LoadDialog(Dialog[None]):
         return self._following
 
     def compose(self) -> ComposeResult:
-        glyphs, fields = self.app.glyphs, Fields.of(self._config)
+        glyphs, fields = self.app.glyphs, self._base
         with Vertical(id="dialog"):
             if self._welcome:
                 yield Panel(glyphs=glyphs, id="welcome")
@@ -191,11 +194,32 @@ class LoadDialog(Dialog[None]):
 
     @on(Field.Changed, "#context, #slots, #cache")
     @on(Choice.Changed)
-    @on(ModelList.Marked)
     def _fields_changed(self) -> None:
         if not self.busy:
             self._status = ("", "")
         self._predict()
+
+    @on(ModelList.Marked)
+    def _marked(self) -> None:
+        """Fill in how the marked model was loaded last, unless somebody has typed, or asked by flag or file."""
+        if self.fields == self._shown and not self.busy:
+            found = self._preset_of(self.chosen.name) if self.chosen is not None else None
+            self._preset = found is not None
+            self._show_fields(found or self._base)
+        self._fields_changed()
+
+    def _preset_of(self, model: str) -> Fields | None:
+        asked = self._base != Fields.of(EngineConfig(self._config.model))
+        if asked if self._welcome else model == self._config.model:
+            return None
+        return self.app.presets.get(model)
+
+    def _show_fields(self, fields: Fields) -> None:
+        self._shown = fields
+        for name in ("dtype", "weights", "kv"):
+            self.query_one(f"#{name}", Choice).set(getattr(fields, name))
+        for name in ("context", "slots", "cache"):
+            self.query_one(f"#{name}", Field).value = getattr(fields, name)
 
     def _predict(self) -> None:
         """Show what the marked model would need; called at each key, so it must be quick."""
@@ -220,6 +244,8 @@ class LoadDialog(Dialog[None]):
                 said = _said(str(error), "bad", width)
         if not said and found is not None and found.problem:
             said = _said(found.problem, "warn", width)
+        if self._preset and self.fields == self._shown:
+            said = [*_said("as this model was loaded last", "label", width), *said]
         text, style = self._status
         panel.show(rows)
         said = _said(text, style, width) if text else said
@@ -263,6 +289,7 @@ class LoadDialog(Dialog[None]):
         except LmtopError as error:
             self._say(str(error), "bad")
             return
+        self._keep = (chosen.name, self.fields)
         self._follow()
         self.app.load_config(config)
 
@@ -277,6 +304,8 @@ class LoadDialog(Dialog[None]):
             return
         match state.status:
             case "ready" if self._began:
+                if self._keep is not None:
+                    self.app.presets.keep(*self._keep)
                 self.dismiss()
             case "loading":
                 self._began = True

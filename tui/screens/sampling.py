@@ -48,8 +48,12 @@ EMPTY = {"seed": "another each time", "max_new_tokens": "rest of context", "stop
 SCOPES = ("this session", "this and new sessions")
 
 
+NOT_HERE = "not understood by this server"
+
+
 class SamplingPanel(Dialog[tuple[SamplingParams, str] | None]):
-    """The result is the settings and one of `SCOPES`; None after escape. They apply from the next request on."""
+    """The result is the settings and one of `SCOPES`; None after escape. They apply from the next request on. Fields
+    that are not `understood` (None: all are) are shown, and cannot be changed."""
 
     CSS_PATH = "sampling.tcss"
     BINDINGS = [
@@ -62,9 +66,10 @@ class SamplingPanel(Dialog[tuple[SamplingParams, str] | None]):
 
     app: LmtopApp
 
-    def __init__(self, params: SamplingParams) -> None:
+    def __init__(self, params: SamplingParams, understood: frozenset[str] | None = None) -> None:
         super().__init__()
         self._params = params
+        self._understood = understood
         self._shown = {name: _text(params, name) for name, _ in FIELDS}
 
     def compose(self) -> ComposeResult:
@@ -74,9 +79,12 @@ class SamplingPanel(Dialog[tuple[SamplingParams, str] | None]):
             yield Choice("preset", (CUSTOM, *PRESETS), preset, glyphs=glyphs, id="preset")
             for name, hint in FIELDS:
                 with Horizontal(classes="field"):
+                    known = self._understood is None or name in self._understood
                     yield Label(name.replace("_", " "), classes="name")
-                    yield Field(self._shown[name], placeholder=EMPTY.get(name, ""), id=name)
-                    yield Label(Content(hint), classes="hint")
+                    yield Field(
+                        self._shown[name], placeholder=EMPTY.get(name, ""), id=name, disabled=not known
+                    )
+                    yield Label(Content(hint if known else NOT_HERE), classes="hint")
             yield Choice("applies to", SCOPES, SCOPES[0], glyphs=glyphs, id="scope")
             yield Panel(glyphs=glyphs, id="status")
             yield Hints(
@@ -172,4 +180,5 @@ def open(app: LmtopApp) -> None:
             app.sessions.sampling = params
         app.chat.show_lines()
 
-    app.push_screen(SamplingPanel(session.sampling), done)
+    understood = app.backend.capabilities.sampling if app.backend is not None else None
+    app.push_screen(SamplingPanel(session.sampling, understood), done)

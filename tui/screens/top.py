@@ -14,7 +14,7 @@ from textual.binding import Binding, BindingType
 from textual.screen import Screen
 
 from ... import themes
-from ...engine.telemetry import Telemetry, TelemetrySnapshot
+from ...engine.telemetry import Sensors, Telemetry, TelemetrySnapshot
 from ...engine.types import UsageError
 from ..render.glyphs import UNICODE, Glyphs, glyphs
 from ..render.lines import Row, row_width
@@ -40,7 +40,7 @@ class TopScreen(Screen[None]):
         Binding("q,ctrl+q", "leave", "quit", key_display="q"),
     ]
 
-    def __init__(self, telemetry: Telemetry, glyphs: Glyphs = UNICODE) -> None:
+    def __init__(self, telemetry: Sensors, glyphs: Glyphs = UNICODE) -> None:
         super().__init__()
         self._telemetry = telemetry
         self._glyphs = glyphs

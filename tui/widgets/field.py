@@ -21,8 +21,10 @@ class Field(Input):
     }
     """
 
-    def __init__(self, value: str = "", *, placeholder: str = "", id: str | None = None) -> None:
-        super().__init__(value, placeholder=placeholder, id=id, compact=True)
+    def __init__(
+        self, value: str = "", *, placeholder: str = "", id: str | None = None, disabled: bool = False
+    ) -> None:
+        super().__init__(value, placeholder=placeholder, id=id, compact=True, disabled=disabled)
         self.cursor_blink = False  # an idle screen writes nothing
 
     def validate_value(self, value: str) -> str:

@@ -35,6 +35,7 @@ from ..render.gpu_rows import (
     sort_processes,
 )
 from ..render.kvmap import ZOOMS, KVMap, Letters, cell_info, usable
+from ..render.load_rows import load_batch_section, load_kv_section, rates
 from ..render.rows import Row, fit, row_width
 from ..render.series import Axis, TimeSeries, sparkline
 from .line_view import LineView
@@ -54,11 +55,13 @@ class _Readings:
     def add(self, engine: EngineSnapshot, telemetry: TelemetrySnapshot) -> None:
         last_engine, last_telemetry = self._seen
         self._seen = (engine.time, telemetry.time)
-        if engine.time > last_engine and engine.status == "ready":
-            self.decode.add(engine.time, engine.decode_tps)
-            self.prefill.add(engine.time, engine.prefill_tps)
-        self.decode_axis.cover(engine.decode_tps)
-        self.prefill_axis.cover(engine.prefill_tps)
+        decode, prefill = rates(engine)
+        if engine.time > last_engine:
+            for rate_now, series in ((decode, self.decode), (prefill, self.prefill)):
+                if rate_now is not None:
+                    series.add(engine.time, rate_now)
+        self.decode_axis.cover(decode or 0.0)
+        self.prefill_axis.cover(prefill or 0.0)
         if telemetry.time > last_telemetry:
             for gpu in telemetry.gpus:
                 if gpu.util is not None:
@@ -84,6 +87,7 @@ class GaugePanel(LineView):
         self.gpu = gpu
         self.zoom = ZOOMS[0]
         self._readings = _Readings()
+        self._own: int | None = os.getpid()
         self._shown: tuple[EngineSnapshot, TelemetrySnapshot, Letters] | None = None
         self._map: KVMap | None = None
         self._map_top = 0
@@ -94,6 +98,11 @@ class GaugePanel(LineView):
         self._readings.add(engine, telemetry)
         self._shown = (engine, telemetry, letters)
         return self._draw()
+
+    def begin(self, here: bool) -> None:
+        """Another engine's snapshots follow; `here`: it runs in this process."""
+        self._readings, self._shown, self.gpu = _Readings(), None, 0
+        self._own = os.getpid() if here else None
 
     def cycle_zoom(self) -> None:
         """The next zoom of the block map."""
@@ -147,10 +156,11 @@ class GaugePanel(LineView):
             engine.status, "n/a"
         )
         chosen = next((gpu for gpu in telemetry.gpus if gpu.index == self.gpu), None)
-        sections = [
-            self._device(telemetry, chosen, width),
-            memory_section(engine.memory, width, absent, self.glyphs, self._others(engine, chosen, width)),
-            kv_section(
+        if engine.load is not None:
+            blocks = load_kv_section(engine.load, width, self.glyphs)
+            batch = load_batch_section(engine.load, self.glyphs)
+        else:
+            blocks = kv_section(
                 engine.kv,
                 self.zoom,
                 width,
@@ -159,9 +169,14 @@ class GaugePanel(LineView):
                 self.glyphs,
                 self._keep_map,
                 lambda: self._cell_text(engine),
-            ),
+            )
+            batch = batch_section(engine, width, letters, self.glyphs)
+        sections = [
+            self._device(telemetry, chosen, width),
+            memory_section(engine.memory, width, absent, self.glyphs, self._others(engine, chosen, width)),
+            blocks,
             self._throughput(engine, width),
-            batch_section(engine, width, letters, self.glyphs),
+            batch,
         ]
         if width >= WIDE and chosen is not None and chosen.processes:
             sections.append(self._processes(chosen, width))
@@ -175,10 +190,11 @@ class GaugePanel(LineView):
             return ""
         return cell_info(self._map, engine.kv, *self._pointer, labels_of(engine))
 
-    @staticmethod
-    def _others(engine: EngineSnapshot, gpu: GpuSample | None, width: int) -> str:
-        """Who holds the rest of the GPU; of the RAM it is not said."""
-        others = [it for it in (gpu.processes if gpu else None) or () if it.pid != os.getpid()]
+    def _others(self, engine: EngineSnapshot, gpu: GpuSample | None, width: int) -> str:
+        """Who holds the rest of the GPU; of the RAM it is not said, nor of another machine."""
+        if self._own is None:
+            return ""
+        others = [it for it in (gpu.processes if gpu else None) or () if it.pid != self._own]
         if not others or engine.memory is None or engine.memory.device == "RAM":
             return ""
         largest = max(others, key=lambda it: it.memory or 0)
@@ -196,6 +212,11 @@ class GaugePanel(LineView):
         now = telemetry.time
         if gpu is None:
             cpu = telemetry.cpu
+            if cpu is None and telemetry.notice:
+                absent: Row = [(self.glyphs.plain(telemetry.notice), "dim")]
+                return Section(
+                    "device", [("device ", "title"), (NA, "label")], 5, 1, 1, lambda rows: [absent]
+                )
             busy = cpu.percent if cpu else None
             load = f"{dot}load {cpu.load[0]:.2f}" if cpu and cpu.load else ""
             title: Row = [("CPU ", "title"), (percent(busy), level_style(share(busy, 100))), (load, "label")]
@@ -222,14 +243,17 @@ class GaugePanel(LineView):
 
         def row(label: str, value: float | None, series: TimeSeries, axis: Axis, style: str) -> Row:
             def spark(cells: int) -> Row:
-                # before the first reading nothing was generated: that is a rate of 0, not an unknown one
-                values = [it or 0.0 for it in series.values(SPAN, cells, engine.time)]
+                if value is None:
+                    return []
+                values = series.values(SPAN, cells, engine.time)
+                if engine.load is None:  # before its first reading, our own engine generated nothing
+                    values = [it or 0.0 for it in values]
                 return sparkline(values, cells, 0, axis.high, self.glyphs, style)
 
             return rate_row(label, value, spark, axis.high, width, self.glyphs)
 
         wide, ready = width >= WIDE, engine.status == "ready"
-        decode, prefill = (engine.decode_tps, engine.prefill_tps) if ready else (None, None)
+        decode, prefill = rates(engine)
         names = ("decode ", "prefill") if wide else ("dec", "pre")
         body = [
             row(names[0], decode, kept.decode, kept.decode_axis, "series.decode"),
@@ -248,7 +272,7 @@ class GaugePanel(LineView):
     def _processes(self, gpu: GpuSample, width: int) -> Section:
         listed = sort_processes([Listed(gpu.index, it) for it in gpu.processes or ()], "memory")
         body = [process_heading(width, self.glyphs, gpu_column=False)]
-        body += [process_row(it, width, os.getpid(), self.glyphs, gpu_column=False) for it in listed]
+        body += [process_row(it, width, self._own or -1, self.glyphs, gpu_column=False) for it in listed]
         title: Row = [(f"processes on GPU{gpu.index}", "title")]
         return Section("processes", title, 6, 2, len(body), lambda rows: body[:rows])
 
@@ -287,13 +311,20 @@ def strip_row(engine: EngineSnapshot, width: int, glyphs: Glyphs) -> Row:
 
 
 def _strip_pieces(engine: EngineSnapshot, bar: int, glyphs: Glyphs) -> list[Row]:
-    kv, ready = engine.kv, engine.status == "ready"
-    used = share(kv.used, usable(kv)) if kv else None
+    kv, load, ready = engine.kv, engine.load, engine.status == "ready"
+    used = share(kv.used, usable(kv)) if kv else load.kv_share if load else None
     held = percent(None if used is None else used * 100)
+    if load is not None:
+        return [
+            [("KV", "label"), *meter(used, bar + 2, glyphs), (held, "value")],
+            [(rate(load.decode_tps), "value"), (" t/s", "label")],
+            [("running ", "label"), (number(load.running), "value")],
+            [("waiting ", "label"), (number(load.waiting), "notice" if load.waiting else "value")],
+        ]
     return [
         _strip_memory(engine, bar, glyphs),
         [("KV", "label"), *meter(used, bar + 2, glyphs), (held, "value")],
-        [(rate(engine.decode_tps if ready else None), "value"), (" t/s", "label")],
+        [(rate(rates(engine)[0]), "value"), (" t/s", "label")],
         [("slots ", "label"), (f"{len(engine.slots)}/{engine.max_batch}" if ready else NA, "value")],
         [
             ("queue ", "label"),

@@ -12,6 +12,7 @@ from ..pulse import NO_ANSWER
 from ..render import format
 from ..render.bars import meter
 from ..render.glyphs import UNICODE, Glyphs
+from ..render.load_rows import load_text
 from ..render.rows import Row, cut, fit, heading, row_width, spread
 from ..sampling import summary
 from .chrome import Chrome
@@ -45,17 +46,22 @@ class Header(Chrome):
         match model.status:
             case "ready" if self._stalled:
                 return [(name, "title"), ("  ", ""), (f"{g.failed} {NO_ANSWER}", "warn")]
-            case "ready" if model.info is not None:
-                info = model.info
-                context = f" ctx {format.tokens(info.context_len)}" if width >= 100 else ""
+            case "ready":
+                info, place = model.info, one_line(model.place, 40)
+                figures = (
+                    f"w:{one_line(info.weights, 16)} kv:{one_line(info.kv, 8)}" if info is not None else ""
+                )
+                if width >= 100 and model.context is not None:
+                    figures += f" ctx {format.tokens(model.context)}"
+                where = place or (f"local {one_line(info.device, 24)}" if info is not None else "")
                 return [
                     (name, "title"),
-                    (f"  w:{info.weights} kv:{info.kv}{context}  ", "label"),
+                    (f"  {figures.strip()}  " if figures else "  ", "label"),
                     (g.online, "ok"),
-                    (f"local {one_line(info.device, 24)}", "label"),
+                    (where, "label"),
                 ]
-            case "ready":
-                return [(name, "title"), ("  ", ""), (g.online, "ok")]
+            case "loading" if model.place:
+                return [(g.busy, "warn"), (f" {one_line(model.message, 100)}", "label")]
             case "loading":
                 done = f"{model.progress:.0%} {one_line(model.message, 60)}"
                 return [
@@ -69,10 +75,14 @@ class Header(Chrome):
                 return [("unloading ", "label"), (name, "title")]
             case "failed" | "dead":
                 return [(f"{g.failed} {model.status}: ", "bad"), (one_line(model.message, 400), "")]
+        if model.message and model.place:
+            return [(f"{g.offline} ", "label"), (one_line(model.message, 200), "")]
         return [(f"{g.offline} no model: ", "label"), ("F4", "key"), (" or ", "label"), ("/load demo", "key")]
 
     def _activity(self) -> str:
         snapshot = self._snapshot
+        if snapshot is not None and snapshot.load is not None:
+            return load_text(snapshot.load, f" {self.glyphs.dot} ")
         if snapshot is None or not (snapshot.slots or snapshot.queue):
             return ""
         queued = f" {self.glyphs.dot} {len(snapshot.queue)} queued" if snapshot.queue else ""
@@ -193,6 +203,7 @@ _HINTS = {
         ("session.new", "new"),
         ("session.next", "next"),
         ("sampling.open", "sampling"),
+        ("servers.open", "servers"),
         ("monitor.open", "monitor"),
     ),
     "transcript": (
