@@ -101,12 +101,19 @@ def kernel_errors() -> Iterator[None]:
         raise KernelError(f"CuPy: {type(error).__name__}: {one_line(str(error), 160)}") from error
 
 
+def settle() -> None:
+    """Wait for the GPU: a last step of a model that goes may still be under way, in memory that is about to be free."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        with suppress(RuntimeError):  # a device that is lost has nothing under way
+            torch.cuda.synchronize()
+
+
 def release_pool() -> None:
     """Hand what allocators keep for later back, torch's to the driver and C's to the system: others may need it, and
     the next plan counts what is free. (A model of 107 M parameters on the CPU left 135 to 490 MB with glibc.)"""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
-        torch.cuda.synchronize()  # a step of the model that went may still be under way, in memory that is free now
         torch.cuda.empty_cache()
     with suppress(OSError, AttributeError, TypeError):  # glibc's alone
         ctypes.CDLL(None).malloc_trim(0)

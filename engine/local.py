@@ -25,7 +25,7 @@ from .client import Capabilities, Mailbox
 from .config import EngineConfig
 from .detokenize import StopMatcher, StreamDecoder
 from .faults import Faults
-from .hardware import release_pool
+from .hardware import release_pool, settle
 from .live import Live
 from .loader import Engine, Prepared, build, prepare
 from .loop import EngineLoop, Job, Unhealthy
@@ -305,6 +305,7 @@ class LocalBackend:
         if self._loop is None:
             return
         self._announce(ModelState("unloading", self._loop.engine.info.name))
+        settle()
         runner = ref(self._loop.engine.runner)
         self._loop = None
         gc.unfreeze()

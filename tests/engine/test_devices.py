@@ -186,7 +186,7 @@ def test_e1_a_gpu_that_is_too_small_is_refused_with_numbers_and_a_way_out(
     code = call_lmtop(tmp_path, monkeypatch, "generate", str(model), "hi")
     err = capsys.readouterr().err
     assert code == 6 and err.count("\n") == 1
-    assert "not enough memory on NVIDIA GeForce GTX 1650: needs 7" in err
+    assert "not enough memory on NVIDIA GeForce GTX 1650: needs 8" in err
     assert "more than the 600.0 MiB free; choose a smaller model" in err
 
 
