@@ -109,6 +109,43 @@ class Mailbox:
             return self._ready.wait_for(lambda: bool(self._items), timeout)
 
 
+class Audience:
+    """The mailboxes of a backend, and the state that each is told first. Any thread may call any method."""
+
+    def __init__(self, state: ModelState) -> None:
+        self.state = state
+        self._mailboxes: list[Mailbox] = []
+        self._lock = threading.Lock()
+
+    def open(self, wake: Callable[[], None] | None = None) -> Mailbox:
+        """A new mailbox, with the present state in it."""
+        mailbox = Mailbox(wake)
+        with self._lock:
+            self._mailboxes.append(mailbox)
+            state = self.state
+        mailbox.put(state)
+        return mailbox
+
+    def close(self, mailbox: Mailbox) -> None:
+        """Tell it nothing more."""
+        mailbox.closed = True
+        with self._lock:
+            self._mailboxes = [other for other in self._mailboxes if other is not mailbox]
+
+    def announce(self, state: ModelState) -> None:
+        """A new state, for those here and those to come."""
+        with self._lock:
+            self.state = state
+        self.tell(state)
+
+    def tell(self, event: ModelState | Notice) -> None:
+        """Something for all that are here."""
+        with self._lock:
+            mailboxes = list(self._mailboxes)
+        for mailbox in mailboxes:
+            mailbox.put(event)
+
+
 class Backend(Protocol):
     """An engine in this process, or a server. Every method returns at once unless it says otherwise."""
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 from weakref import WeakSet, ref
 
-from .client import Capabilities, Mailbox
+from .client import Audience, Capabilities, Mailbox
 from .config import EngineConfig
 from .detokenize import StopMatcher, StreamDecoder
 from .faults import Faults
@@ -72,9 +72,8 @@ class LocalBackend:
         self._faults = faults if faults is not None else Faults.from_environment()
         self._log = log
         self._lock = threading.Lock()
-        self._mailboxes: list[Mailbox] = []
+        self._audience = Audience(ModelState("none"))
         self._routes: dict[str, Mailbox] = {}  # open requests
-        self._state = ModelState("none")
         self._commands: queue.SimpleQueue[_Build | _Unload | None] = queue.SimpleQueue()
         self._intake: queue.SimpleQueue[tuple[Request, Mailbox, float] | None] = queue.SimpleQueue()
         self._loop: EngineLoop | None = None
@@ -96,17 +95,11 @@ class LocalBackend:
     # --- Backend -------------------------------------------------------------------------------------------
 
     def open(self, wake: Callable[[], None] | None = None) -> Mailbox:
-        mailbox = Mailbox(wake)
-        with self._lock:
-            self._mailboxes.append(mailbox)
-            state = self._state
-        mailbox.put(state)
-        return mailbox
+        return self._audience.open(wake)
 
     def close_mailbox(self, mailbox: Mailbox) -> None:
-        mailbox.closed = True
+        self._audience.close(mailbox)
         with self._lock:
-            self._mailboxes = [other for other in self._mailboxes if other is not mailbox]
             orphans = [id for id, owner in self._routes.items() if owner is mailbox]
         for request_id in orphans:
             self.cancel(request_id)
@@ -114,8 +107,8 @@ class LocalBackend:
     def submit(self, request: Request, mailbox: Mailbox) -> None:
         loop = self._loop
         if loop is None or not loop.alive:
-            code = {"loading": "loading", "dead": "engine_dead"}.get(self._state.status, "no_model")
-            text = {"loading": "the model is still loading", "engine_dead": self._state.message}.get(
+            code = {"loading": "loading", "dead": "engine_dead"}.get(self._audience.state.status, "no_model")
+            text = {"loading": "the model is still loading", "engine_dead": self._audience.state.message}.get(
                 code, "no model is loaded"
             )
             mailbox.put(Failed(request.id, code, text))
@@ -171,11 +164,11 @@ class LocalBackend:
         loop = self._loop
         if loop is None:
             return EngineSnapshot(
-                time.monotonic(), self._state.status, 0, 0, None, None, (), 0, (), 0.0, 0.0, 0.0, 0.0
+                time.monotonic(), self._audience.state.status, 0, 0, None, None, (), 0, (), 0.0, 0.0, 0.0, 0.0
             )
         if kv_map:
             loop.want_map()
-        status = "ready" if loop.alive else self._state.status
+        status = "ready" if loop.alive else self._audience.state.status
         return replace(loop.latest, status=status, heartbeat=loop.heartbeat)
 
     def close(self, timeout: float = 2.0) -> None:
@@ -236,11 +229,11 @@ class LocalBackend:
             return
         loop = self._loop = EngineLoop(engine, ended=self._ended, faults=self._faults)
         for text in engine.notices:
-            self._tell(Notice(text, "warning"))
+            self._audience.tell(Notice(text, "warning"))
         if engine.measured is not None:
             figures = f"predicted {engine.plan.total / GIB:.1f} GiB, measured {engine.measured / GIB:.1f} GiB"
-            self._tell(Notice(f"memory: {figures}", "info"))
-        self._announce(ModelState("ready", engine.info.name, 1.0, info=engine.info))
+            self._audience.tell(Notice(f"memory: {figures}", "info"))
+        self._audience.announce(ModelState("ready", engine.info.name, 1.0, info=engine.info))
         self._serve(loop)
 
     def _not_loaded(self, name: str, error: Exception, cancel: threading.Event) -> None:
@@ -248,18 +241,18 @@ class LocalBackend:
         if cancel is not self._loading:
             return  # another load or an unload took over, and says what happens
         if isinstance(error, Cancelled):
-            self._announce(ModelState("none", name, message="loading was cancelled"))
+            self._audience.announce(ModelState("none", name, message="loading was cancelled"))
         elif isinstance(error, LmtopError):
-            self._announce(ModelState("failed", name, message=str(error), error=error))
+            self._audience.announce(ModelState("failed", name, message=str(error), error=error))
         elif isinstance(error, MemoryError):
             text = f"out of memory while loading {name}; choose a smaller model, context or KV cache"
-            self._announce(ModelState("failed", name, message=text, error=DeviceError(text)))
+            self._audience.announce(ModelState("failed", name, message=text, error=DeviceError(text)))
         else:
             self._log("".join(traceback.format_exception(error)))
             text = f"internal error: {type(error).__name__}"
-            self._announce(ModelState("failed", name, message=text))
+            self._audience.announce(ModelState("failed", name, message=text))
         if (loop := self._loop) is not None and loop.alive:
-            self._announce(ModelState("ready", loop.engine.info.name, 1.0, info=loop.engine.info))
+            self._audience.announce(ModelState("ready", loop.engine.info.name, 1.0, info=loop.engine.info))
 
     def _serve(self, loop: EngineLoop) -> None:
         """Run the loop until it is stopped, or has crashed twice within a minute."""
@@ -270,7 +263,7 @@ class LocalBackend:
                 inference(loop.run)()
                 return
             except Unhealthy as error:
-                self._announce(ModelState("dead", loop.engine.info.name, message=str(error)))
+                self._audience.announce(ModelState("dead", loop.engine.info.name, message=str(error)))
                 loop.abort("engine_dead", str(error), final=True)
                 return
             except Exception as error:  # noqa: BLE001 - the thread must outlive it
@@ -280,13 +273,13 @@ class LocalBackend:
                 self._crashes = [t for t in self._crashes if now - t < RESTART_WINDOW_S] + [now]
                 dead = len(self._crashes) > 1
                 if dead:
-                    self._announce(
+                    self._audience.announce(
                         ModelState("dead", loop.engine.info.name, message=f"{reason}; load it again")
                     )
                 loop.abort("engine_dead" if dead else "engine_error", reason, final=dead)
                 if dead:
                     return
-                self._tell(Notice(f"{reason}; all open replies ended, the engine goes on", "error"))
+                self._audience.tell(Notice(f"{reason}; all open replies ended, the engine goes on", "error"))
 
     def _progress(self, name: str) -> Callable[[float, str], None]:
         last = (-1.0, "")
@@ -295,7 +288,7 @@ class LocalBackend:
             nonlocal last
             if text != last[1] or share - last[0] >= 0.01:
                 last = (share, text)
-                self._announce(ModelState("loading", name, share, text))
+                self._audience.announce(ModelState("loading", name, share, text))
 
         return tell
 
@@ -304,7 +297,7 @@ class LocalBackend:
         they are still there without it."""
         if self._loop is None:
             return
-        self._announce(ModelState("unloading", self._loop.engine.info.name))
+        self._audience.announce(ModelState("unloading", self._loop.engine.info.name))
         settle()
         runner = ref(self._loop.engine.runner)
         self._loop = None
@@ -312,17 +305,7 @@ class LocalBackend:
         if not hurried or runner() is not None:
             gc.collect()
         release_pool()
-        self._announce(ModelState("none"))
-
-    def _announce(self, state: ModelState) -> None:
-        self._state = state
-        self._tell(state)
-
-    def _tell(self, event: ModelState | Notice) -> None:
-        with self._lock:
-            mailboxes = list(self._mailboxes)
-        for mailbox in mailboxes:
-            mailbox.put(event)
+        self._audience.announce(ModelState("none"))
 
     # --- the intake's thread -------------------------------------------------------------------------------
 
@@ -350,7 +333,7 @@ class LocalBackend:
         if request.messages is not None and loop not in self._told:
             self._told.add(loop)
             for text in engine.template.notices:
-                self._tell(Notice(text, "warning"))
+                self._audience.tell(Notice(text, "warning"))
         live = encode_request(engine, request, mailbox, next(self._numbers), submitted)
         if not loop.submit(live):
             self._reject(request, mailbox, "no_model", "the model was unloaded")

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from .client import Capabilities, Mailbox
+from .client import Audience, Capabilities, Mailbox
 from .config import EngineConfig
 from .monitor import Monitor
 from .remote_http import Channel, Limits, Refused
@@ -57,13 +57,12 @@ class RemoteBackend:
         self._address = server.address
         # refuses what cannot be used before anything starts
         self._channel = Channel(self._address, server.key(), server.ca_file, self._limits)
-        self._lock = threading.Lock()
-        self._mailboxes: list[Mailbox] = []
         self._open: dict[str, tuple[RemoteReply, asyncio.Task[None]]] = {}
         self._model = server.model
         self._found: Found | None = None
         self._source: Source | None = None
-        self._state = ModelState("loading", "", 0.0, f"connecting to {self._address.place}", place=self.label)
+        connecting = f"connecting to {self._address.place}"
+        self._audience = Audience(ModelState("loading", "", 0.0, connecting, place=self.label))
         self._watch = Watch(self.machine, self._monitored)
         self._named: set[str] = set()  # what was said once
         self._keeper: asyncio.Task[None] | None = None
@@ -92,17 +91,10 @@ class RemoteBackend:
     # --- Backend -------------------------------------------------------------------------------------------
 
     def open(self, wake: Callable[[], None] | None = None) -> Mailbox:
-        mailbox = Mailbox(wake)
-        with self._lock:
-            self._mailboxes.append(mailbox)
-            state = self._state
-        mailbox.put(state)
-        return mailbox
+        return self._audience.open(wake)
 
     def close_mailbox(self, mailbox: Mailbox) -> None:
-        mailbox.closed = True
-        with self._lock:
-            self._mailboxes = [other for other in self._mailboxes if other is not mailbox]
+        self._audience.close(mailbox)
         self._call(self._orphan, mailbox)
 
     def submit(self, request: Request, mailbox: Mailbox) -> None:
@@ -116,7 +108,7 @@ class RemoteBackend:
         """Use another of the server's models. UsageError where it has none of that name."""
         found = self._found
         if found is None:
-            raise UsageError(self._state.message or f"not connected to {self.label}")
+            raise UsageError(self._audience.state.message or f"not connected to {self.label}")
         if config.model not in found.models:
             names = ", ".join(one_line(name, 40) for name in found.models[:5])
             raise UsageError(
@@ -132,7 +124,7 @@ class RemoteBackend:
         raise UsageError(f"the model belongs to {self.label}; F9 goes back to this machine")
 
     def snapshot(self, kv_map: bool = False) -> EngineSnapshot:
-        state, watch = self._state, self._watch
+        state, watch = self._audience.state, self._watch
         if state.status != "ready":
             return empty(state.status, 0, None)
         if (monitor := watch.monitor) is not None:
@@ -158,16 +150,8 @@ class RemoteBackend:
         return True
 
     def _announce(self, state: ModelState) -> None:
-        if state != self._state:
-            with self._lock:
-                self._state = state
-            self._tell(state)
-
-    def _tell(self, event: ModelState | Notice) -> None:
-        with self._lock:
-            mailboxes = list(self._mailboxes)
-        for mailbox in mailboxes:
-            mailbox.put(event)
+        if state != self._audience.state:
+            self._audience.announce(state)
 
     # --- the thread ----------------------------------------------------------------------------------------
 
@@ -209,7 +193,7 @@ class RemoteBackend:
                 await asyncio.sleep(CHANGED_S)
             except RemoteError as error:
                 rejected = isinstance(error, Refused) and error.status in (401, 403)
-                if self._state.status != "ready" or failures:
+                if self._audience.state.status != "ready" or failures:
                     self._gone(f"{error}; trying again, {ELSEWHERE}")
                 wait = (
                     REJECTED_S
@@ -217,7 +201,7 @@ class RemoteBackend:
                     else self._limits.retry_s[min(failures, len(self._limits.retry_s) - 1)]
                 )
                 failures += 1
-                await asyncio.sleep(wait if self._state.status != "ready" else 0.2)
+                await asyncio.sleep(wait if self._audience.state.status != "ready" else 0.2)
             except Exception as error:  # noqa: BLE001 - the thread must outlive it
                 self._gone(f"internal error: {type(error).__name__}; {ELSEWHERE}")
                 await asyncio.sleep(self._limits.retry_s[-1])
@@ -226,7 +210,9 @@ class RemoteBackend:
         model = self._model
         if model not in found.models and found.models:
             if model:
-                self._tell(Notice(f"{self.label} has no model {one_line(model, 60)!r} now", "warning"))
+                self._audience.tell(
+                    Notice(f"{self.label} has no model {one_line(model, 60)!r} now", "warning")
+                )
             model = found.models[0]
         elif not found.models:
             model = ""
@@ -262,7 +248,7 @@ class RemoteBackend:
             or found.monitor is None
             or found.monitor.model.name != model.name
             or not found.models
-            or self._state.status != "ready"
+            or self._audience.state.status != "ready"
         ):
             raise _Changed
 
@@ -280,14 +266,14 @@ class RemoteBackend:
     def _begin(self, request: Request, mailbox: Mailbox) -> None:
         source = self._source
         if source is None or not source.model:
-            mailbox.put(Failed(request.id, "no_model", self._state.message or "not connected"))
+            mailbox.put(Failed(request.id, "no_model", self._audience.state.message or "not connected"))
             return
         for name in not_understood(request.sampling, source.kind):
             if name not in self._named:
                 self._named.add(name)
                 text = f"{source.kind.title} does not understand {name.replace('_', ' ')}: it is not sent"
-                self._tell(Notice(text, "warning"))
-        reply = RemoteReply(request, mailbox, source, self._tell)
+                self._audience.tell(Notice(text, "warning"))
+        reply = RemoteReply(request, mailbox, source, self._audience.tell)
         task = self._loop.create_task(reply.run())
         self._open[request.id] = (reply, task)
         task.add_done_callback(lambda task: self._done(reply, task))
