@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.command import Terminal, call_lmtop, clean_environment, command_line, run_lmtop
+from support.command import Terminal, clean_environment, command_line, run_lmtop
 from support.llama import write_llama
 
 from lmtop.engine.checkpoint import read_header
@@ -21,22 +21,6 @@ from lmtop.engine.types import ModelError
 
 Run = Callable[..., tuple[int, str, str]]
 SMALL = ("--calib-samples", "4", "--calib-seqlen", "128")
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(write_llama(tmp_path_factory.mktemp("models") / "tiny", layers=6))
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    def run(*arguments: str) -> tuple[int, str, str]:
-        code = call_lmtop(tmp_path, monkeypatch, *arguments)
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return code, out, err
-
-    return run
 
 
 def test_a_quantised_model_is_made_and_talks(llama: str, tmp_path: Path) -> None:

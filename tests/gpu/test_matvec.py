@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 if not torch.cuda.is_available():
     pytest.skip("needs a GPU", allow_module_level=True)
 pytest.importorskip("cupy")
 
+from support.products import EPS, expected, matrix, poison
+
 from lmtop.kernels.cuda import matvec
 from lmtop.kernels.cuda.matvec import Cut, fold_norm, linear
-from lmtop.kernels.cuda.w4 import PackedW4, pack_w4
 
 FP16, BF16 = torch.float16, torch.bfloat16
 TOLERANCE = {FP16: 3e-4, BF16: 2.5e-3}
-EPS = 1e-5
 EXTRAS: tuple[dict[str, bool], ...] = (
     {},
     {"norm": True},
@@ -36,46 +34,6 @@ SHAPES = [
     (50, 18944, 128),
     (4096, 14336, 128),
 ]
-
-
-def matrix(
-    rows: int, columns: int, group: int, dtype: torch.dtype, gate_up: bool = False
-) -> tuple[Tensor | PackedW4, Tensor]:
-    """A random matrix and its meaning in float64."""
-    if not group:
-        weight = (torch.randn(rows, columns, device="cuda") / columns**0.5).to(dtype)
-        return weight, weight.double()
-    codes = torch.randint(0, 16, (rows, columns), dtype=torch.uint8, device="cuda")
-    scales = (torch.rand(rows, columns // group, device="cuda") * 0.01 + 0.002).half()
-    zeros = torch.randint(0, 17, (rows, columns // group), dtype=torch.uint8, device="cuda")
-    wide = [x.double().repeat_interleave(group, 1) for x in (scales, zeros)]
-    return pack_w4(codes, scales, zeros, gate_up=gate_up), (codes - wide[1]) * wide[0]
-
-
-def expected(
-    x: Tensor,
-    meaning: Tensor,
-    gain: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    silu: bool,
-) -> Tensor:
-    wide = x.double()
-    if gain is not None:
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPS) * gain.double()
-    y = wide @ meaning.t()
-    if bias is not None:
-        y += bias.double()
-    if silu:
-        gate, up = y.chunk(2, -1)
-        y = F.silu(gate) * up
-    return y if residual is None else y + residual.double()
-
-
-def poison() -> None:
-    """Fill the memory that the next allocations will get with NaN."""
-    blocks = [torch.full((size,), float("nan"), device="cuda") for size in (64, 4096, 65536, 1 << 19)]
-    del blocks
 
 
 @pytest.mark.parametrize("dtype", [FP16, BF16])
